@@ -1,0 +1,37 @@
+"""kerneldna: smaller, better convolutional networks (KernelDNA, arXiv 2503.23379).
+
+    model = kd.create_model("resnet18", method="kerneldna", num_classes=10)
+
+A child is a convolution whose kernel is its parent's times two small learnt tensors; its input is gated per channel; that is all.
+"""
+
+from importlib.metadata import version
+
+from kerneldna.checkpoint import load, save
+from kerneldna.child import ChildConv2d, ChildLinear
+from kerneldna.convert import Description, Method, convert_, describe, plan, plan_of
+from kerneldna.fuse import fuse_
+from kerneldna.methods.kerneldna import KernelDNA
+from kerneldna.models import create_model, list_methods, list_models
+from kerneldna.plan import Family, Plan
+
+__version__ = version("kerneldna")
+__all__ = [
+    "ChildConv2d",
+    "ChildLinear",
+    "Description",
+    "Family",
+    "KernelDNA",
+    "Method",
+    "Plan",
+    "convert_",
+    "create_model",
+    "describe",
+    "fuse_",
+    "list_methods",
+    "list_models",
+    "load",
+    "plan",
+    "plan_of",
+    "save",
+]

@@ -1,0 +1,238 @@
+"""A child: a layer that keeps no kernel and sees its parent's through an adapter (KernelDNA, arXiv 2503.23379, Eq. 4 and 5).
+
+    weight = parent.weight * (1 + spatial) * (1 + filter)        y = conv(x * a(x), weight)
+
+The child *borrows its parent module*: it holds a reference that `nn.Module` does not register. So the kernel stands once in
+`parameters()`, once in `state_dict()` and once in a file; and since the reference is an ordinary attribute, `copy.deepcopy` and
+pickle of a whole model keep the tie inside the copy.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NoReturn
+
+import torch
+from timm.layers.squeeze_excite import SqueezeExcite
+from torch import Tensor, nn
+
+from kerneldna.attention import ChannelAttention
+
+
+class _Child(nn.Module):
+    """What both kinds of child share: the borrowed parent, the two static attentions, the gate."""
+
+    _parent: nn.Conv2d | nn.Linear
+
+    def __init__(
+        self,
+        name: str,
+        parent: nn.Conv2d | nn.Linear,
+        replaced: nn.Conv2d | nn.Linear,
+        *,
+        gate: ChannelAttention | None,
+    ) -> None:
+        super().__init__()
+        if parent.weight.shape != replaced.weight.shape:
+            raise ValueError(
+                f"child {name!r} has a {tuple(replaced.weight.shape)} kernel, its parent has "
+                f"{tuple(parent.weight.shape)}; a child needs its parent's kernel shape"
+            )
+        object.__setattr__(self, "_parent", parent)  # past nn.Module's registration, on purpose
+        self.name = name
+        self.bias = replaced.bias
+        self.gate = gate
+        self.spatial: nn.Parameter | None = None
+        self.filter: nn.Parameter | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel in effect, in its parent's shape."""
+        kernel = self._parent.weight
+        # one small product first, so that the kernel itself is multiplied once
+        if self.spatial is not None and self.filter is not None:
+            return kernel * ((1 + self.spatial) * (1 + self.filter))
+        if self.spatial is not None:
+            return kernel * (1 + self.spatial)
+        if self.filter is not None:
+            return kernel * (1 + self.filter)
+        return kernel
+
+    def _gated(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return x
+        if self.training and x.shape[0] == 1 and isinstance(self.gate.norm, nn.BatchNorm2d):
+            raise ValueError(
+                f"child {self.name!r}: a batch of 1 in training gives the BatchNorm of its gate one value per channel; "
+                "use a batch of 2 or more (drop_last=True), model.eval(), or KernelDNA(norm='none')"
+            )
+        return self.gate(x)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            f"child {self.name!r}: nn.DataParallel copies modules one by one and would tear it from its parent; "
+            "use torch.nn.parallel.DistributedDataParallel"
+        )
+
+
+class ChildConv2d(_Child):
+    """A convolution whose kernel is its parent's, seen through an adapter.
+
+    It keeps the bias, stride, padding, dilation, groups and padding mode of the convolution it replaces.
+
+    Args:
+        name: Its qualified name, for error messages.
+        parent: The convolution whose kernel it borrows, `(out_channels, in_channels/groups, k, k)`.
+        replaced: The convolution it stands in for; the kernel has the parent's shape.
+        reduction: Of the channel attention.
+        channel: With channel attention, the dynamic gate of the input's channels.
+        spatial: With spatial attention, `(1, 1, k, k)`; a 1x1 kernel has none.
+        filter: With filter attention, `(out_channels, 1, 1, 1)`.
+        norm: Of the channel attention: "batch" or "none".
+
+    Raises:
+        ValueError: If the kernels' shapes differ.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parent: nn.Conv2d,
+        replaced: nn.Conv2d,
+        *,
+        reduction: int = 4,
+        channel: bool = True,
+        spatial: bool = True,
+        filter: bool = True,
+        norm: str = "batch",
+    ) -> None:
+        gate = ChannelAttention(replaced.in_channels, reduction, norm=norm) if channel else None
+        super().__init__(name, parent, replaced, gate=gate)
+        self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
+        self.kernel_size, self.stride = replaced.kernel_size, replaced.stride
+        self.padding, self.dilation = replaced.padding, replaced.dilation
+        self.groups, self.padding_mode = replaced.groups, replaced.padding_mode
+        self._padding_twice = replaced._reversed_padding_repeated_twice
+        if spatial and self.kernel_size != (1, 1):
+            self.spatial = nn.Parameter(torch.zeros(1, 1, *self.kernel_size))
+        if filter:
+            self.filter = nn.Parameter(torch.zeros(self.out_channels, 1, 1, 1))
+        self.to(replaced.weight.device, replaced.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
+        x, padding = self._gated(x), self.padding
+        if self.padding_mode != "zeros":
+            x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
+        return nn.functional.conv2d(
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+    def fused(self) -> nn.Module:
+        """Return plain modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution."""
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # pyright: ignore[reportArgumentType]
+            self.stride,  # pyright: ignore[reportArgumentType]
+            self.padding,  # pyright: ignore[reportArgumentType]
+            self.dilation,  # pyright: ignore[reportArgumentType]
+            self.groups,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        conv = _filled(conv, self.weight, self.bias)
+        if self.gate is None:
+            return conv
+        return nn.Sequential(OrderedDict(gate=_squeeze_excite(self.gate), conv=conv)).train(self.training)
+
+    def extra_repr(self) -> str:
+        """Show the layer as `nn.Conv2d` would."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+
+
+class ChildLinear(_Child):
+    """A pointwise convolution written as `nn.Linear` on channels-last maps, its kernel its parent's (ConvNeXt's fc1 and fc2).
+
+    Args:
+        name: Its qualified name, for error messages.
+        parent: The layer whose kernel it borrows, `(out_features, in_features)`.
+        replaced: The layer it stands in for.
+        reduction: Of the channel attention.
+        channel: With channel attention.
+        filter: With filter attention, `(out_features, 1)`.
+        norm: Of the channel attention: "batch" or "none".
+
+    Raises:
+        ValueError: If the kernels' shapes differ.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parent: nn.Linear,
+        replaced: nn.Linear,
+        *,
+        reduction: int = 4,
+        channel: bool = True,
+        filter: bool = True,
+        norm: str = "batch",
+    ) -> None:
+        gate = (
+            ChannelAttention(replaced.in_features, reduction, norm=norm, channels_last=True)
+            if channel
+            else None
+        )
+        super().__init__(name, parent, replaced, gate=gate)
+        self.in_features, self.out_features = replaced.in_features, replaced.out_features
+        if filter:
+            self.filter = nn.Parameter(torch.zeros(self.out_features, 1))
+        self.to(replaced.weight.device, replaced.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
+        return nn.functional.linear(self._gated(x), self.weight, self.bias)
+
+    def fused(self) -> nn.Module:
+        """Return modules that compute the same in eval mode; a channels-last gate stays a ChannelAttention, its norm folded."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear = _filled(linear, self.weight, self.bias)
+        if self.gate is None:
+            return linear
+        channels, hidden = self.in_features, self.gate.fc1.out_channels
+        gate = ChannelAttention(channels, channels // hidden, norm="none", channels_last=True)
+        gate.fc1 = nn.Conv2d(channels, hidden, 1)
+        _fill_gate(gate.fc1, gate.fc2, self.gate)
+        return (
+            nn.Sequential(OrderedDict(gate=gate, linear=linear)).to(self.weight.device).train(self.training)
+        )
+
+    def extra_repr(self) -> str:
+        """Show the layer as `nn.Linear` would."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+def _squeeze_excite(gate: ChannelAttention) -> nn.Module:
+    weight = gate.fc1.weight
+    plain = SqueezeExcite(gate.fc1.in_channels, rd_channels=gate.fc1.out_channels, bias=True)
+    _fill_gate(plain.fc1, plain.fc2, gate)
+    return plain.to(weight.device)
+
+
+@torch.no_grad()
+def _fill_gate(fc1: nn.Conv2d, fc2: nn.Conv2d, gate: ChannelAttention) -> None:
+    weight, bias = gate.folded()
+    _filled(fc1, weight, bias)
+    _filled(fc2, gate.fc2.weight, gate.fc2.bias)

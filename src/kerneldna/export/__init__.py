@@ -1,0 +1,1 @@
+"""Export runtimes: one file each, found through the registry."""

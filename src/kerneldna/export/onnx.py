@@ -1,0 +1,97 @@
+"""ONNX by torch's dynamo exporter, with a dynamic batch, checked against eager in onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna import surgery
+from kerneldna.convert import plan_of, state_of
+from kerneldna.files import atomic
+from kerneldna.registry import runtimes
+from kerneldna.surgery import InputSize
+
+log = logging.getLogger(__name__)
+TOLERANCE = 1e-4
+BATCHES = (1, 2, 7)
+
+
+@runtimes.register("onnx")
+def export(
+    model: nn.Module, path: str | Path, *, input_size: InputSize | None = None, images: Tensor | None = None
+) -> float:
+    """Write `model` as one ONNX file with a dynamic batch, and compare it with eager in onnxruntime at batch 1, 2 and 7.
+
+    Args:
+        model: A network in eval mode, converted or not, fused or not.
+        path: The file to write; it is put in place only after the comparison holds.
+        input_size: `(C, H, W)`; by default that of the plan, or what the network says itself.
+        images: Real images to compare on, `(7 or more, C, H, W)`; by default random ones.
+
+    Returns:
+        The largest difference to eager, as a fraction of the largest output.
+
+    Raises:
+        ValueError: If the network is in training mode, or its outputs in onnxruntime differ by more than 1e-4.
+        ModuleNotFoundError: If onnx, onnxscript or onnxruntime is missing.
+    """
+    _require()
+    if any(module.training for module in model.modules()):
+        raise ValueError("the network is in training mode; call model.eval() before export")
+    laid = plan_of(model)
+    size = (
+        input_size
+        or (laid and laid.input_size)
+        or state_of(model).get("input_size")
+        or surgery.input_size_of(model)
+    )
+    x = surgery.probe(model, tuple(size), batch=max(BATCHES)) if images is None else images
+    if len(x) < max(BATCHES):
+        raise ValueError(f"{len(x)} images were given; the comparison needs {max(BATCHES)}")
+    with atomic(path) as part:
+        _write(model, x[:2], part)
+        difference = max(_difference(model, x[:n], part) for n in BATCHES)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"onnxruntime differs from eager by {difference:.1e} of the largest output; nothing was written"
+            )
+    log.info("wrote %s; largest relative difference to eager %.1e", path, difference)
+    return difference
+
+
+def _write(model: nn.Module, x: Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
+        program = torch.onnx.export(
+            model,
+            (x,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    program.save(path, external_data=False)
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, x: Tensor, path: Path) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"images": x.cpu().numpy()})[0])
+    expected = model(x).cpu()
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def _require() -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise ModuleNotFoundError(f"ONNX export needs {', '.join(missing)}: pip install 'kerneldna[export]'")

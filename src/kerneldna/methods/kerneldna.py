@@ -1,0 +1,150 @@
+"""KernelDNA: children borrow a parent's kernel through a light adapter (arXiv 2503.23379).
+
+weight = parent.weight * (1 + spatial) * (1 + filter)        y = conv(x * a(x), weight)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from kerneldna import pattern, stages, surgery
+from kerneldna.attention import NORMS
+from kerneldna.child import ChildConv2d, ChildLinear
+from kerneldna.plan import Change, Plan
+from kerneldna.registry import methods, suggest
+from kerneldna.surgery import InputSize
+
+
+@methods.register("kerneldna")
+@dataclass(frozen=True)
+class KernelDNA:
+    """Share kernels between the layers of a stage.
+
+    Args:
+        patterns: Stage name -> pattern, such as `{"layer3": "FS-SF-SF"}`. None finds the stages of the network and
+            makes every second layer of equal shape a child of the next.
+        eligible: The kinds of layer that letters stand for: "dense", "pointwise" or "depthwise", or several of them.
+        reduction: Of the channel attention: the hidden width is channels // reduction. A mapping gives each layer its
+            own by the last part of its name, `{"conv_pw": 4, "conv_pwl": 24}`; layers it does not name get 4.
+        channel: With channel attention, the dynamic part.
+        spatial: With spatial attention (static; kernels larger than 1x1).
+        filter: With filter attention (static).
+        norm: Of the channel attention: "batch" as published, "none" to train at batch size 1.
+
+    Raises:
+        ValueError: If a pattern, kind, reduction or norm is not one.
+    """
+
+    name: ClassVar[str] = "kerneldna"
+
+    patterns: Mapping[str, str] | None = None
+    eligible: str | Sequence[str] = "dense"
+    reduction: int | Mapping[str, int] = 4
+    channel: bool = True
+    spatial: bool = True
+    filter: bool = True
+    norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        for text in (self.patterns or {}).values():
+            pattern.parse(text)
+        for kind in self._kinds:
+            if kind not in stages.KINDS:
+                raise ValueError(suggest("kind of layer", kind, stages.KINDS))
+        if self.norm not in NORMS:
+            raise ValueError(suggest("norm", self.norm, NORMS))
+        values = self.reduction.values() if isinstance(self.reduction, Mapping) else [self.reduction]
+        if any(value < 1 for value in values):
+            raise ValueError(
+                f"reduction is {self.reduction}; a hidden width of channels // reduction needs 1 or more"
+            )
+
+    @classmethod
+    def recipe(cls, backbone: str, **options: Any) -> KernelDNA:
+        """Return the paper's configuration for a timm backbone, or the automatic one; `options` replace single values."""
+        return cls(**{**RECIPES.get(backbone, {}), **options})
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that make this method again, as JSON takes them."""
+        patterns = None if self.patterns is None else dict(self.patterns)
+        reduction = dict(self.reduction) if isinstance(self.reduction, Mapping) else self.reduction
+        return {**asdict(self), "patterns": patterns, "eligible": list(self._kinds), "reduction": reduction}
+
+    def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
+        """Lay the patterns on the network's stages and find every child its parent."""
+        laid, skipped = stages.lay_out(skeleton, traced, self.patterns, eligible=self._kinds)
+        layers = [layer for stage in laid for block in stage.blocks for layer in block.layers]
+        changes = tuple(Change(layer.name, f"child of {layer.parent}") for layer in layers if layer.parent)
+        return Plan(self.name, self.options(), input_size, changes, laid, skipped)
+
+    def apply_(self, model: nn.Module, plan: Plan) -> None:
+        """Add the blocks and units of the plan, then replace every child layer."""
+        if any(layer.added for stage in plan.stages for block in stage.blocks for layer in block.layers):
+            traced = surgery.trace(surgery.skeleton(model), plan.input_size)
+        else:
+            traced = surgery.Trace((), 0)
+        stages.add_(model, plan.stages, traced)
+        for family in plan.families:
+            parent = surgery.get(model, family.parent)
+            for name in family.children:
+                surgery.replace_(model, name, self._child(name, parent, surgery.get(model, name)))
+
+    def _child(self, name: str, parent: nn.Module, replaced: nn.Module) -> nn.Module:
+        options: dict[str, Any] = {
+            "reduction": self._reduction(name),
+            "channel": self.channel,
+            "filter": self.filter,
+            "norm": self.norm,
+        }
+        if isinstance(replaced, nn.Conv2d) and isinstance(parent, nn.Conv2d):
+            child = ChildConv2d(name, parent, replaced, spatial=self.spatial, **options)
+        elif isinstance(replaced, nn.Linear) and isinstance(parent, nn.Linear):
+            child = ChildLinear(name, parent, replaced, **options)
+        else:
+            raise ValueError(
+                f"child {name!r} is a {type(replaced).__name__}, its parent a {type(parent).__name__}; "
+                "the plan was made for another network"
+            )
+        return child.train(replaced.training)
+
+    def _reduction(self, name: str) -> int:
+        if isinstance(self.reduction, Mapping):
+            return self.reduction.get(name.rpartition(".")[2], 4)
+        return self.reduction
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return (self.eligible,) if isinstance(self.eligible, str) else tuple(self.eligible)
+
+
+_MOBILENETV2 = {
+    "patterns": {
+        "blocks.2": "FF-SS-FF",
+        "blocks.3": "FF-SS-SS-FF",
+        "blocks.4": "FF-SS-FF",
+        "blocks.5": "FF-SS-FF",
+    },
+    "eligible": "pointwise",
+    "reduction": {"conv_pw": 4, "conv_pwl": 24},
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet18": {"patterns": {"layer3": "FS-SF-SF", "layer4": "FS-SF-SF"}},
+    "resnet50": {"patterns": {"layer3": "F-S-F-S-F-S-F", "layer4": "F-S-F"}},
+    "mobilenetv2_100": _MOBILENETV2,
+    "mobilenetv2_050": _MOBILENETV2,
+    "convnext_tiny": {
+        "patterns": {
+            "stages.0": "FF-SS-FF",
+            "stages.1": "FF-SS-FF",
+            "stages.2": "FF-FF-FF-FF-FF-FF-FF-SS-FF",
+            "stages.3": "FF-SS-FF",
+        },
+        "eligible": "pointwise",
+        "reduction": {"fc1": 4, "fc2": 16},
+    },
+}

@@ -1,0 +1,169 @@
+"""Networks by name: a timm backbone, a method on it, and what small images need; also registered in timm as `kdna_resnet18` etc."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+from timm.models import register_model
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from kerneldna import surgery
+from kerneldna.convert import Method, convert_, set_state
+from kerneldna.registry import methods, suggest
+
+BACKBONES = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv2_050", "convnext_tiny")
+STEMS = ("default", "small")
+
+
+def create_model(
+    name: str,
+    *,
+    method: str | Method | None = None,
+    num_classes: int = 1000,
+    pretrained: bool = False,
+    width: float = 1.0,
+    stem: str = "default",
+    options: Mapping[str, Any] | None = None,
+    **timm_args: Any,
+) -> nn.Module:
+    """Create a timm network, with the paper's recipe of a method for it.
+
+    Args:
+        name: Any convolutional network of timm. `list_models()` names those that the paper has a recipe for; on others a
+            method works by its own defaults.
+        method: A registered name ("kerneldna"), a method object, or None for the plain network.
+        num_classes: Outputs of the classifier.
+        pretrained: Load timm's ImageNet weights first, then convert.
+        width: Factor on the channels of every stage (ResNet, MobileNetV2, ConvNeXt).
+        stem: "small" for images of about 32 px: one 3x3 convolution of stride 1, no pooling.
+        options: Arguments of the method that replace those of its recipe, such as `{"spatial": False}`.
+        **timm_args: Passed to `timm.create_model`.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        ValueError: If a name is unknown, or width or stem do not fit the network.
+
+    Example:
+        >>> model = create_model("resnet18", method="kerneldna", num_classes=10)
+        >>> sum(p.numel() for p in model.parameters())
+        8732808
+    """
+    if isinstance(method, str):
+        method = methods.get(method).recipe(name, **(options or {}))
+    elif options:
+        raise ValueError(f"options {dict(options)} were given without the name of a method to pass them to")
+    if stem not in STEMS:
+        raise ValueError(suggest("stem", stem, STEMS))
+    if pretrained and (width != 1 or stem != "default"):
+        raise ValueError(
+            f"pretrained weights are for width=1, stem='default'; given width={width}, stem={stem!r}"
+        )
+    model = _backbone(name, width, num_classes=num_classes, pretrained=pretrained, **timm_args)
+    input_size = surgery.input_size_of(model)
+    if stem == "small":
+        _small_stem_(model)
+        input_size = (input_size[0], 32, 32)
+    created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **timm_args}
+    set_state(model, created=created, input_size=list(input_size))
+    return model if method is None else convert_(model, method)
+
+
+def list_models() -> list[str]:
+    """Return the backbones that the paper has a recipe for (any other CNN of timm works too)."""
+    return list(BACKBONES)
+
+
+def list_methods() -> list[str]:
+    """Return the names of all methods."""
+    return methods.names()
+
+
+def _backbone(name: str, width: float, **timm_args: Any) -> nn.Module:
+    if not timm.is_model(name):
+        raise ValueError(
+            suggest("model", name, [*BACKBONES, *timm.list_models()] if len(name) > 3 else BACKBONES)
+        )
+    if width == 1:
+        return timm.create_model(name, **timm_args)
+    family = next((family for family in _WIDTHS if name.startswith(family)), None)
+    if family is None:
+        raise ValueError(f"width={width} was given for {name!r}; it works for {', '.join(_WIDTHS)} networks")
+    return _WIDTHS[family](name, width, timm_args)
+
+
+def _resnet(name: str, width: float, timm_args: dict[str, Any]) -> nn.Module:
+    # timm's ResNet fixes 64 stem channels unless the stem is deep; build that, then put the single convolution back
+    channels = tuple(round(c * width) for c in (64, 128, 256, 512))
+    model = timm.create_model(
+        name, channels=channels, stem_type="deep", stem_width=channels[0] // 2, base_width=64, **timm_args
+    )
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    model.conv1 = _kaiming(nn.Conv2d(first.in_channels, channels[0] // 2 * 2, 7, 2, 3, bias=False))
+    return model
+
+
+def _mobilenetv2(name: str, width: float, timm_args: dict[str, Any]) -> nn.Module:
+    from timm.models.efficientnet import _gen_mobilenet_v2
+
+    multiplier = int(name.split("_")[1][:3]) / 100 * width
+    return _gen_mobilenet_v2(name, multiplier, **timm_args)
+
+
+def _convnext(name: str, width: float, timm_args: dict[str, Any]) -> nn.Module:
+    plain = timm.create_model(name, device="meta")
+    dims = tuple(round(info["num_chs"] * width) for info in plain.feature_info)  # pyright: ignore[reportIndexIssue, reportGeneralTypeIssues]
+    return timm.create_model(name, dims=dims, **timm_args)
+
+
+_WIDTHS: dict[str, Callable[[str, float, dict[str, Any]], nn.Module]] = {
+    "resnet": _resnet,
+    "mobilenetv2": _mobilenetv2,
+    "convnext": _convnext,
+}
+
+
+def _small_stem_(model: nn.Module) -> None:
+    """Put a 3x3 convolution of stride 1 in the first one's place, and drop the pooling behind it."""
+    name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, 1, 1, bias=first.bias is not None)
+    surgery.replace_(model, name, _kaiming(small).to(first.weight.device))
+    if isinstance(getattr(model, "maxpool", None), nn.Module):
+        surgery.replace_(model, "maxpool", nn.Identity())
+
+
+def _kaiming(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _register(backbone: str) -> None:
+    def entry(
+        pretrained: bool = False, features_only: bool = False, out_indices: Any = None, **timm_args: Any
+    ) -> nn.Module:
+        timm_args = {
+            key: value
+            for key, value in timm_args.items()
+            if key not in ("pretrained_cfg", "pretrained_cfg_overlay")
+        }
+        timm_args.setdefault("num_classes", 1000)
+        model = create_model(backbone, method="kerneldna", pretrained=pretrained, **timm_args)
+        if not features_only:
+            return model
+        stages = len(model.feature_info)  # pyright: ignore[reportArgumentType]
+        return FeatureGetterNet(model, out_indices=out_indices or tuple(range(stages)))  # pyright: ignore
+
+    entry.__name__ = entry.__qualname__ = f"kdna_{backbone}"
+    entry.__doc__ = f"KernelDNA {backbone} with the paper's recipe (arXiv 2503.23379)."
+    register_model(entry)
+
+
+for _name in BACKBONES:
+    if not timm.is_model(f"kdna_{_name}"):
+        _register(_name)

@@ -1,0 +1,197 @@
+"""A plan: what a method would change in a network, as a frozen value that prints, compares and saves as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is.
+
+    Attributes:
+        parameters: Their number, each once.
+        stored_bytes: Bytes of its state_dict.
+        macs: Multiply-accumulates for one image of the plan's input size.
+    """
+
+    parameters: int
+    stored_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One eligible layer of a stage.
+
+    Attributes:
+        name: Its qualified name after the conversion.
+        shape: Of its kernel.
+        role: "full", "parent" or "child".
+        parent: A child's parent.
+        added: Whether the conversion adds it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str = "full"
+    parent: str | None = None
+    added: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a stage with its eligible layers, in execution order."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    added: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage with the pattern laid on it."""
+
+    name: str
+    pattern: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer that a method replaces or extends, and what it becomes."""
+
+    name: str
+    becomes: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One layer that a method leaves as it is although it looks at such layers, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """A parent and the children that borrow its kernel."""
+
+    parent: str
+    children: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method changes in one network.
+
+    Attributes:
+        method: The method's registered name.
+        options: The method's arguments, as JSON takes them.
+        input_size: `(C, H, W)` of the image the MACs are counted for.
+        stages: The stages with their patterns (methods that share kernels by stage).
+        changes: The layers that change (every method).
+        skipped: The layers left out, and why.
+        before: The network's size before.
+        after: Its size after.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    input_size: tuple[int, int, int]
+    changes: tuple[Change, ...]
+    stages: tuple[Stage, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    before: Size = field(default=Size(0, 0, 0))
+    after: Size = field(default=Size(0, 0, 0))
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Every parent that has children, with them, in the network's order."""
+        layers = [layer for stage in self.stages for block in stage.blocks for layer in block.layers]
+        children: dict[str, list[str]] = {}
+        for layer in layers:
+            if layer.parent is not None:
+                children.setdefault(layer.parent, []).append(layer.name)
+        return tuple(
+            Family(layer.name, tuple(children[layer.name]), layer.shape)
+            for layer in layers
+            if layer.name in children
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON takes it."""
+        return {**asdict(self), "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Make a plan from what `to_dict` returned."""
+        stages = tuple(
+            Stage(s["name"], s["pattern"], tuple(_block(block) for block in s["blocks"]))
+            for s in data["stages"]
+        )
+        return cls(
+            method=data["method"],
+            options=data["options"],
+            input_size=tuple(data["input_size"]),
+            changes=tuple(Change(**change) for change in data["changes"]),
+            stages=stages,
+            skipped=tuple(Skip(**skip) for skip in data["skipped"]),
+            before=Size(**data["before"]),
+            after=Size(**data["after"]),
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([*self._body(), *_sizes(self)])
+
+    def _body(self) -> list[str]:
+        lines = [f"{self.method}: {len(self.changes)} layers change"]
+        for stage in self.stages:
+            lines.append(f"{stage.name}  {stage.pattern}")
+            rows = [(layer, block.added) for block in stage.blocks for layer in block.layers]
+            width = max((len(layer.name) for layer, _ in rows), default=0)
+            for layer, in_added_block in rows:
+                role = f"child of {layer.parent}" if layer.parent else layer.role
+                added = "  (added)" if layer.added or in_added_block else ""
+                lines.append(f"  {layer.name:<{width}}  {shape_text(layer.shape):>15}  {role}{added}")
+        if not self.stages:
+            width = max((len(change.name) for change in self.changes), default=0)
+            lines += [f"  {change.name:<{width}}  {change.becomes}" for change in self.changes]
+        lines += [f"  skipped {skip.name}: {skip.reason}" for skip in self.skipped]
+        return lines
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Write a kernel's shape as "256x128x3x3"."""
+    return "x".join(map(str, shape))
+
+
+def size_table(rows: Mapping[str, tuple[int, ...]], heads: tuple[str, ...]) -> list[str]:
+    """Lay out numbers of people's size as lines: a label, a number under each head, the change from first to last."""
+    lines = [f"{'':<12}" + "".join(f"{head:>16}" for head in heads)]
+    for label, numbers in rows.items():
+        change = f"{numbers[-1] / numbers[0] - 1:+10.1%}" if len(numbers) > 1 and numbers[0] else ""
+        lines.append(f"{label:<12}" + "".join(f"{n:>16,}" for n in numbers) + change)
+    return lines
+
+
+def size_rows(*sizes: Size) -> dict[str, tuple[int, ...]]:
+    """Return the rows of a size table: parameters, stored bytes, MACs of each size."""
+    return {
+        "parameters": tuple(size.parameters for size in sizes),
+        "stored bytes": tuple(size.stored_bytes for size in sizes),
+        "MACs": tuple(size.macs for size in sizes),
+    }
+
+
+def _sizes(plan: Plan) -> list[str]:
+    lines = size_table(size_rows(plan.before, plan.after), ("before", "after"))
+    return [*lines, f"MACs: multiply-accumulates for one {shape_text(plan.input_size)} image"]
+
+
+def _block(data: Mapping[str, Any]) -> Block:
+    layers = (Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"])
+    return Block(data["name"], tuple(layers), data["added"])

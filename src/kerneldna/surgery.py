@@ -1,0 +1,169 @@
+"""Work on a network by the qualified names of its modules: find, replace and copy them, run it once to see what it does."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+log = logging.getLogger(__name__)
+InputSize = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One module's first call in a traced run: its name, and the shapes of its first input and output tensor."""
+
+    name: str
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run of a network: its modules in the order they finished, and the multiply-accumulates of the whole run."""
+
+    calls: tuple[Call, ...]
+    macs: int
+
+
+def get(model: nn.Module, name: str) -> nn.Module:
+    """Return the sub-module called `name`.
+
+    Raises:
+        ValueError: If there is none; the message names the part that is missing.
+    """
+    module = model
+    for depth, part in enumerate(parts := name.split(".")):
+        children = dict(module.named_children())
+        if part not in children:
+            where = ".".join(parts[:depth]) or type(model).__name__
+            raise ValueError(
+                f"no module {name!r}: {where!r} has no {part!r}; it has {', '.join(children) or 'none'}"
+            )
+        module = children[part]
+    return module
+
+
+def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` in the place of the sub-module called `name`."""
+    path, _, last = name.rpartition(".")
+    owner = get(model, path) if path else model
+    owner._modules[last] = new
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` on the meta device, in eval mode: the structure without the numbers, at no memory."""
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    memo: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        empty = torch.empty_like(tensor, device="meta")
+        memo[key] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo).eval()
+
+
+def trace(model: nn.Module, input_size: InputSize) -> Trace:
+    """Run `model` once on one image, in eval mode, and note what was called.
+
+    Args:
+        model: Any network that takes one `(B, C, H, W)` tensor; a skeleton runs without arithmetic.
+        input_size: `(C, H, W)` of the image.
+
+    Raises:
+        ValueError: If the network cannot take such an image.
+    """
+    calls: dict[str, Call] = {}
+    handles = []
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            shapes = [tuple(t.shape) for t in tree_leaves((args, output)) if isinstance(t, Tensor)]
+            if shapes:
+                calls.setdefault(name, Call(name, shapes[0], shapes[-1]))
+
+        return hook
+
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_hook(note(name)))
+    try:
+        with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
+            model(probe(model, input_size))
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on one image of {input_size}: {error}; pass input_size=(C, H, W)"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(tuple(calls.values()), counter.get_total_flops() // 2)
+
+
+def probe(model: nn.Module, input_size: InputSize, *, batch: int = 1) -> Tensor:
+    """Return a random batch `(batch, C, H, W)` of the network's own device and dtype, the same at every call."""
+    tensor = next(model.parameters(), torch.empty(0))
+    x = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
+    return x.to(tensor.device, tensor.dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every sub-module in eval mode; put each back as it was at the end."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def input_size_of(model: nn.Module) -> InputSize:
+    """Return the `(C, H, W)` that `model` expects: what it says itself as timm's networks do, else 224 x 224."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    size = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else (3, 224, 224)
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = size[0] if first is None else first.in_channels
+    return (channels, size[1], size[2])
+
+
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` with parameters of its own, drawn anew.
+
+    Kernels are drawn with the standard deviation of their source, other parameters restart: a norm's weight at 1 (at 0 where
+    the source's is 0 throughout, as the last norm of a residual branch often is), biases at 0, running statistics at 0 and 1.
+    """
+    new = copy.deepcopy(module)
+    for part in new.modules():
+        norm = hasattr(part, "running_mean") or isinstance(part, (nn.LayerNorm, nn.GroupNorm))
+        for name, tensor in part.named_parameters(recurse=False):
+            if tensor.is_meta:
+                continue
+            with torch.no_grad():
+                if norm and name == "weight":
+                    tensor.fill_(float(tensor.any()))
+                elif tensor.ndim > 1:
+                    tensor.normal_(0, float(tensor.std()))
+                elif name == "bias":
+                    tensor.zero_()
+        if isinstance(part, nn.modules.batchnorm._NormBase) and not any(b.is_meta for b in part.buffers()):
+            part.reset_running_stats()
+    return new
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Return the bytes that the network's `state_dict` takes, each tensor once."""
+    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Return the number of the network's parameters, each once."""
+    return sum(p.numel() for p in model.parameters())
