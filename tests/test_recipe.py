@@ -37,7 +37,7 @@ def write(tmp_path):
 
 
 def fault(path, overrides=()) -> str:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         load_recipe(path, overrides=overrides)
     return str(caught.value)
 

@@ -1,1 +1,69 @@
-"""kdna."""
+"""kdna, the command line of kerneldna. One file a command; what a command returns is printed as one last line of JSON.
+
+This package imports the library inside its commands, so that `kdna --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        import typer
+    except ModuleNotFoundError:
+        sys.exit("the command line needs typer and rich: pip install 'kerneldna[train]'")
+    from kdna import demo, evaluate, export, fuse, inspect, listing, train
+
+    app = typer.Typer(
+        help="Smaller, better convolutional networks: train, inspect, fuse and export KernelDNA models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    commands = {
+        "demo": demo.demo,
+        "train": train.train,
+        "eval": evaluate.evaluate,
+        "inspect": inspect.inspect,
+        "fuse": fuse.fuse,
+        "export": export.export,
+        "list": listing.listing,
+    }
+    for name, command in commands.items():
+        app.command(name)(_reported(command))
+    app()
+
+
+def _reported(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Print what the command returns as one line of JSON; say an expected error in its own words, without a traceback."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        import typer
+        from rich.console import Console
+
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("kerneldna").setLevel(logging.INFO)
+        try:
+            result = command(**arguments)
+        except KeyboardInterrupt as stop:
+            Console(stderr=True).print(f"[yellow]stopped[/] {stop}", soft_wrap=True)
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
+            if os.environ.get("KDNA_TRACEBACK"):
+                raise
+            console = Console(stderr=True)
+            console.print("[bold red]error[/]", end=" ")
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        print(json.dumps(result))
+
+    return run

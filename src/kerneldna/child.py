@@ -10,13 +10,24 @@ pickle of a whole model keep the tie inside the copy.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from timm.layers.squeeze_excite import SqueezeExcite
 from torch import Tensor, nn
 
 from kerneldna.attention import ChannelAttention
+
+_GEOMETRY = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
 
 
 class _Child(nn.Module):
@@ -109,10 +120,12 @@ class ChildConv2d(_Child):
         gate = ChannelAttention(replaced.in_channels, reduction, norm=norm) if channel else None
         super().__init__(name, parent, replaced, gate=gate)
         self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
-        self.kernel_size, self.stride = replaced.kernel_size, replaced.stride
-        self.padding, self.dilation = replaced.padding, replaced.dilation
-        self.groups, self.padding_mode = replaced.groups, replaced.padding_mode
-        self._padding_twice = replaced._reversed_padding_repeated_twice
+        self.kernel_size, self.stride, self.padding = replaced.kernel_size, replaced.stride, replaced.padding
+        self.dilation, self.groups = replaced.dilation, replaced.groups
+        self.padding_mode, self._padding_twice = (
+            replaced.padding_mode,
+            replaced._reversed_padding_repeated_twice,
+        )
         if spatial and self.kernel_size != (1, 1):
             self.spatial = nn.Parameter(torch.zeros(1, 1, *self.kernel_size))
         if filter:
@@ -130,18 +143,8 @@ class ChildConv2d(_Child):
 
     def fused(self) -> nn.Module:
         """Return plain modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution."""
-        conv = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,  # pyright: ignore[reportArgumentType]
-            self.stride,  # pyright: ignore[reportArgumentType]
-            self.padding,  # pyright: ignore[reportArgumentType]
-            self.dilation,  # pyright: ignore[reportArgumentType]
-            self.groups,
-            bias=self.bias is not None,
-            padding_mode=self.padding_mode,
-            device="meta",
-        )
+        geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
+        conv = nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
         conv = _filled(conv, self.weight, self.bias)
         if self.gate is None:
             return conv

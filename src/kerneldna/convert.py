@@ -59,7 +59,7 @@ def plan(model: nn.Module, method: Method, *, input_size: InputSize | None = Non
     if isinstance(model, nn.DataParallel):
         raise ValueError("nn.DataParallel was given; convert model.module and use DistributedDataParallel")
     skeleton = surgery.skeleton(model)
-    size = input_size or tuple(state.get("input_size") or surgery.input_size_of(model))
+    size = input_size or input_size_of(model)
     traced = surgery.trace(skeleton, size)
     before = _size(skeleton, traced.macs)
     laid = method.lay_out(skeleton, traced, input_size=size)
@@ -103,6 +103,16 @@ def plan_of(model: nn.Module) -> Plan | None:
     """Return the plan that `model` was converted with, None for a network as it was."""
     data = state_of(model).get("plan")
     return None if data is None else Plan.from_dict(data)
+
+
+def input_size_of(model: nn.Module) -> InputSize:
+    """Return the `(C, H, W)` of one image: of the plan, of the creation by name, or what the network says itself."""
+    state = state_of(model)
+    noted = state.get("plan", {}).get("input_size") or state.get("input_size")
+    if noted is None:
+        return surgery.input_size_of(model)
+    channels, height, width = noted
+    return channels, height, width
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -149,20 +159,15 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
         input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
     """
     laid = plan_of(model)
-    size = (
-        input_size
-        or (laid and laid.input_size)
-        or state_of(model).get("input_size")
-        or surgery.input_size_of(model)
-    )
+    size = input_size or input_size_of(model)
     skeleton = surgery.skeleton(model)
     layers: dict[str, int] = {}
     for module in model.modules():
         if not any(module.children()):
             layers[type(module).__name__] = layers.get(type(module).__name__, 0) + 1
-    before = laid.before if laid and tuple(size) == laid.input_size else None
-    macs = surgery.trace(skeleton, tuple(size)).macs
-    return Description(laid and laid.method, _size(skeleton, macs), before, tuple(size), layers)
+    before = laid.before if laid and size == laid.input_size else None
+    macs = surgery.trace(skeleton, size).macs
+    return Description(laid and laid.method, _size(skeleton, macs), before, size, layers)
 
 
 def _size(model: nn.Module, macs: int) -> Size:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from kerneldna import surgery
-from kerneldna.convert import set_state, state_of
+from kerneldna.convert import input_size_of, set_state, state_of
 from kerneldna.registry import suggest
-from kerneldna.surgery import InputSize
 
 log = logging.getLogger(__name__)
 MODES = ("accuracy",)
@@ -48,8 +47,7 @@ def fuse_(model: nn.Module, *, mode: str = "accuracy", probe: Tensor | None = No
         )
     if state_of(model).get("fused"):
         raise ValueError("this network is fused already")
-    size = state_of(model).get("plan", {}).get("input_size") or surgery.input_size_of(model)
-    x = surgery.probe(model, tuple(size), batch=2) if probe is None else probe
+    x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     before = _outputs(model, x)
     replaced = fuse_structure_(model)
     difference = _difference(before, _outputs(model, x))

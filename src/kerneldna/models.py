@@ -51,11 +51,10 @@ def create_model(
     Example:
         >>> model = create_model("resnet18", method="kerneldna", num_classes=10)
         >>> sum(p.numel() for p in model.parameters())
-        8732808
+        8732928
     """
-    if isinstance(method, str):
-        method = methods.get(method).recipe(name, **(options or {}))
-    elif options:
+    chosen = methods.get(method).recipe(name, **(options or {})) if isinstance(method, str) else method
+    if options and not isinstance(method, str):
         raise ValueError(f"options {dict(options)} were given without the name of a method to pass them to")
     if stem not in STEMS:
         raise ValueError(suggest("stem", stem, STEMS))
@@ -70,7 +69,7 @@ def create_model(
         input_size = (input_size[0], 32, 32)
     created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **timm_args}
     set_state(model, created=created, input_size=list(input_size))
-    return model if method is None else convert_(model, method)
+    return model if chosen is None else convert_(model, chosen)
 
 
 def list_models() -> list[str]:

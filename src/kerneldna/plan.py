@@ -61,10 +61,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Change:
-    """One layer that a method replaces or extends, and what it becomes."""
+    """One layer that a method replaces or extends, and what it becomes.
+
+    Attributes:
+        name: Its qualified name.
+        becomes: What it becomes, in words.
+        group: The name of what it shares with the other changes of that name, such as a warehouse of kernel cells.
+    """
 
     name: str
     becomes: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class DataSpec(_Section):
     image_size: Count
     """Side of the square the network sees, in pixels."""
     batch_size: Count
-    """Images per step and per process."""
+    """Images per step, all processes together."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode images; 0 decodes in the training process."""
     on_bad_image: Literal["error", "skip"] = "error"

@@ -7,6 +7,7 @@ squeeze-and-excitation are not.
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from kerneldna.plan import Block, Layer, Skip, Stage
 from kerneldna.surgery import Trace
 
 KINDS = ("dense", "pointwise", "depthwise")
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
 
 
@@ -50,7 +52,7 @@ def lay_out(
         ValueError: If a stage is unknown, or a pattern does not fit it.
     """
     if patterns is None:
-        patterns = {name: "" for name in find_stages(model)}
+        patterns = dict.fromkeys(find_stages(model), "")
     stages, skipped = [], []
     for name, text in patterns.items():
         found = find_blocks(model, traced, name, eligible=eligible)
@@ -240,7 +242,12 @@ def _is_stage(module: nn.Module) -> bool:
 
 
 def _is_sequence(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList))
+    """Whether a module is a row of blocks: one of torch's containers, or a class of its own with nothing but such blocks."""
+    if isinstance(module, _CONTAINERS):
+        return True
+    children = list(module.children())
+    alike = len(children) > 1 and len({type(child) for child in children}) == 1
+    return alike and any(children[0].children()) and not isinstance(children[0], _CONTAINERS)
 
 
 def _is_shortcut(path: str) -> bool:
@@ -253,12 +260,12 @@ def _is_pooled(shape: tuple[int, ...]) -> bool:
 
 
 def _next_name(name: str, stage: str) -> str:
-    path, _, last = name.rpartition(".")
-    if not last.isdigit():
+    digits = re.search(r"\d+$", name)
+    if digits is None:
         raise ValueError(
-            f"stage {stage!r}: its blocks are named {last!r}, not numbered; it cannot be extended"
+            f"stage {stage!r}: its last block {name!r} has no number; the stage cannot be extended"
         )
-    return f"{path}.{int(last) + 1}"
+    return f"{name[: digits.start()]}{int(digits[0]) + 1}"
 
 
 def _host(name: str) -> str:

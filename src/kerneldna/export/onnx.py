@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna import surgery
-from kerneldna.convert import plan_of, state_of
+from kerneldna.convert import input_size_of
 from kerneldna.files import atomic
 from kerneldna.registry import runtimes
 from kerneldna.surgery import InputSize
@@ -42,19 +42,13 @@ def export(
     _require()
     if any(module.training for module in model.modules()):
         raise ValueError("the network is in training mode; call model.eval() before export")
-    laid = plan_of(model)
-    size = (
-        input_size
-        or (laid and laid.input_size)
-        or state_of(model).get("input_size")
-        or surgery.input_size_of(model)
-    )
-    x = surgery.probe(model, tuple(size), batch=max(BATCHES)) if images is None else images
-    if len(x) < max(BATCHES):
-        raise ValueError(f"{len(x)} images were given; the comparison needs {max(BATCHES)}")
+    if images is None:
+        images = surgery.probe(model, input_size or input_size_of(model), batch=max(BATCHES))
+    if len(images) < max(BATCHES):
+        raise ValueError(f"{len(images)} images were given; the comparison needs {max(BATCHES)}")
     with atomic(path) as part:
-        _write(model, x[:2], part)
-        difference = max(_difference(model, x[:n], part) for n in BATCHES)
+        _write(model, images[:2], part)
+        difference = max(_difference(model, images[:n], part) for n in BATCHES)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"onnxruntime differs from eager by {difference:.1e} of the largest output; nothing was written"

@@ -1,0 +1,43 @@
+"""kdna inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A timm network, a run folder, or a model folder.")],
+    method: Annotated[
+        str | None, typer.Option(help="Show what this method would change in a timm network.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="An argument of the method: spatial=false. Repeatable.")
+    ] = None,
+    width: Annotated[float, typer.Option(help="Factor on the channels of a timm network.")] = 1.0,
+    stem: Annotated[str, typer.Option(help="default, or small for images of 32 px.")] = "default",
+) -> dict[str, Any]:
+    """Print who is parent and who is child, and the parameters, bytes and multiply-accumulates before and after."""
+    import yaml
+
+    import kerneldna as kd
+
+    options = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in set_ or [])}
+    if Path(model).is_dir():
+        inner = Path(model) / "model"
+        network = kd.load(inner if inner.is_dir() else model)
+    else:
+        network = kd.create_model(model, method=method, options=options, width=width, stem=stem)
+    plan = kd.plan_of(network)
+    described = kd.describe(network)
+    print(described if plan is None else plan)
+    size = described.size
+    return {
+        "model": model,
+        "method": described.method,
+        "parameters": size.parameters,
+        "stored_bytes": size.stored_bytes,
+        "macs": size.macs,
+    }

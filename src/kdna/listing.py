@@ -1,0 +1,26 @@
+"""kdna list."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+KINDS = ("models", "methods", "recipes", "datasets", "runtimes")
+
+
+def listing(
+    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.", metavar="[KIND]")] = "recipes",
+) -> dict[str, Any]:
+    """List the names that the other commands take."""
+    from kerneldna import registry
+    from kerneldna.models import list_models
+    from kerneldna.recipe import list_recipes
+
+    if kind not in KINDS:
+        raise ValueError(registry.suggest("kind", kind, KINDS))
+    lists = {"models": list_models, "recipes": list_recipes}
+    names = lists[kind]() if kind in lists else getattr(registry, kind).names()
+    for name in names:
+        print(name)
+    return {kind: names}

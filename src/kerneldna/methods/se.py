@@ -1,0 +1,77 @@
+"""Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507): a gate on the channels that come out of each residual branch.
+
+a = sigmoid(fc2(relu(fc1(mean(x)))))        y = x * a
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from kerneldna import layers, surgery
+from kerneldna.attention import ChannelAttention
+from kerneldna.plan import Change, Plan
+from kerneldna.registry import methods
+from kerneldna.surgery import InputSize
+
+
+@methods.register("se")
+@dataclass(frozen=True)
+class SE:
+    """Put a squeeze-and-excitation gate at the end of every block's branch, before the shortcut is added.
+
+    Args:
+        reduction: The hidden width is channels // reduction.
+
+    Raises:
+        ValueError: If the reduction is below 1, or a network has no blocks.
+    """
+
+    name: ClassVar[str] = "se"
+
+    reduction: int = 16
+
+    def __post_init__(self) -> None:
+        if self.reduction < 1:
+            raise ValueError(
+                f"reduction is {self.reduction}; a hidden width of channels // reduction needs 1 or more"
+            )
+
+    @classmethod
+    def recipe(cls, backbone: str, **options: Any) -> SE:
+        """Return the published configuration, the same for every backbone; `options` replace single values."""
+        return cls(**options)
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that make this method again, as JSON takes them."""
+        return asdict(self)
+
+    def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
+        """Find the end of every block's branch."""
+        blocks = layers.survey(skeleton, traced).blocks
+        if not blocks:
+            raise ValueError(
+                f"{type(skeleton).__name__} has no blocks to put a gate in; SE needs modules of two convolutions or more, "
+                "in a sequence or of one class"
+            )
+        changes = []
+        for block in blocks:
+            channels = layers.out_channels_of(surgery.get(skeleton, block.end))
+            hidden = max(1, channels // self.reduction)
+            changes.append(Change(block.end, f"followed by a gate {channels} -> {hidden} -> {channels}"))
+        return Plan(self.name, self.options(), input_size, tuple(changes))
+
+    def apply_(self, model: nn.Module, plan: Plan) -> None:
+        """Put each gate behind its layer; the layer is then the part called "before" of a sequence."""
+        for change in plan.changes:
+            before = surgery.get(model, change.name)
+            channels = layers.out_channels_of(before)
+            gate = ChannelAttention(
+                channels, self.reduction, norm="none", channels_last=layers.is_channels_last(before)
+            )
+            like = next(before.parameters())
+            gate.to(like.device, like.dtype)
+            surgery.replace_(model, change.name, nn.Sequential(OrderedDict(before=before, gate=gate)))

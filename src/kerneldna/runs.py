@@ -1,0 +1,138 @@
+"""A run folder: what one training run leaves behind, every file whole or not there.
+
+recipe.yaml     the recipe, defaults written out
+metrics.csv     one row an epoch
+last.ckpt       the state to go on from
+model/          the trained network
+result.json     the figures of the finished run
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kerneldna.files import write_json, write_text
+from kerneldna.recipe import Recipe, load_recipe
+
+COLUMNS = ("epoch", "step", "lr", "train_loss", "val_loss", "top1", "top5", "seconds")
+
+# What a run may change when it goes on, as its weights do not depend on it.
+_FREE = {"data.workers"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of a finished run.
+
+    Attributes:
+        run_dir: The run folder.
+        top1: Share of validation images whose first guess is right, a fraction 0-1.
+        top5: Share whose class is among the first five guesses; None under five classes.
+        val_loss: Mean cross-entropy of the validation images.
+        epochs: Epochs trained.
+        seconds: Time spent in epochs, over all parts of an interrupted run.
+    """
+
+    run_dir: Path
+    top1: float
+    top5: float | None
+    val_loss: float
+    epochs: int
+    seconds: float
+
+
+class RunFolder:
+    """The files of one run, by name.
+
+    Args:
+        path: The folder; `start` makes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.metrics_file = self.path / "metrics.csv"
+        self.checkpoint_file = self.path / "last.ckpt"
+        self.model_dir = self.path / "model"
+        self.result_file = self.path / "result.json"
+
+    def start(self, recipe: Recipe, *, resume: bool) -> None:
+        """Write the recipe into a new folder, or check the recipe of the one that goes on.
+
+        Raises:
+            FileExistsError: If the folder holds a run and `resume` is false.
+            ValueError: If the run to go on with has another recipe; the message names the keys.
+        """
+        # A recipe alone is a run that failed before its first checkpoint: nothing is lost.
+        if any(file.exists() for file in (self.checkpoint_file, self.result_file)) and not resume:
+            raise FileExistsError(
+                f"'{self.path}' already holds a run; go on with it by resume=True, or give another run_dir"
+            )
+        if self.checkpoint_file.exists():
+            self._check_same(recipe)
+        else:
+            write_text(self.recipe_file, recipe.to_yaml())
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the run.
+
+        Raises:
+            FileNotFoundError: If the folder holds no run.
+        """
+        if not self.recipe_file.is_file():
+            raise FileNotFoundError(
+                f"'{self.path}' holds no run: there is no recipe.yaml in it; give a run_dir of train"
+            )
+        return load_recipe(self.recipe_file)
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the table of epochs; a figure that is None is left empty."""
+        text = io.StringIO()
+        table: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self.metrics_file, text.getvalue())
+
+    def read_curves(self) -> dict[str, list[float]]:
+        """Return the columns epoch, train_loss, val_loss and top1 of the table of epochs."""
+        with self.metrics_file.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {key: [float(row[key]) for row in rows] for key in ("epoch", "train_loss", "val_loss", "top1")}
+
+    def write_result(self, figures: Mapping[str, Any]) -> None:
+        """Write the figures of the finished run."""
+        write_json(self.result_file, dict(figures))
+
+    def read_result(self) -> dict[str, Any]:
+        """Return the figures of the finished run."""
+        return json.loads(self.result_file.read_text(encoding="utf-8"))
+
+    def _check_same(self, recipe: Recipe) -> None:
+        stored, given = _flat(self.recipe().model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+        keys = sorted((stored.keys() | given.keys()) - _FREE)
+        changed = [key for key in keys if stored.get(key) != given.get(key)]
+        if changed:
+            listed = ", ".join(
+                f"{key} (run: {stored.get(key)!r}, given: {given.get(key)!r})" for key in changed
+            )
+            raise ValueError(
+                f"the run in '{self.path}' has another recipe: {listed}; "
+                f"give the recipe of the run, or another run_dir for a new run"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,294 @@
+"""A recipe in, a trained run folder out; and the figures of a trained network.
+
+    result = train(load_recipe("resnet18-kerneldna-digits"), run_dir="runs/digits")
+    result.top1                        # 0.98
+    evaluate("runs/digits")["top1"]    # the same, from the saved network
+
+A run that is stopped (Ctrl-C, SIGTERM) or killed goes on with `train(..., resume=True)` and ends with the
+weights it would have had: `kerneldna.resume` says how.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import platform
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from kerneldna import checkpoint
+from kerneldna.data import ImageData, ImageLoader, TrainLoader, open_data, train_loader, val_loader
+from kerneldna.recipe import Recipe
+from kerneldna.registry import suggest, tasks
+from kerneldna.resume import RunKeeper, StopRequest
+from kerneldna.runs import Result, RunFolder
+
+_log = logging.getLogger(__name__)
+
+_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_LOGGERS = ("csv", "tensorboard", "wandb")
+
+
+def train(
+    recipe: Recipe,
+    *,
+    run_dir: str | Path,
+    resume: bool = False,
+    progress: bool = True,
+    loggers: Sequence[str] = ("csv",),
+    devices: int | str | list[int] = "auto",
+    strategy: str = "auto",
+) -> Result:
+    """Train by a recipe and leave a run folder behind: see `kerneldna.runs` for what is in it.
+
+    Args:
+        recipe: What to train, and how.
+        run_dir: The run folder, made if missing.
+        resume: Go on with the run in the folder; where there is none, start one.
+        progress: Show a progress bar.
+        loggers: Of "csv", "tensorboard" and "wandb"; metrics.csv is always written.
+        devices: Number or list of devices, as Lightning's Trainer takes them.
+        strategy: How several devices work together, as Lightning's Trainer takes it.
+
+    Returns:
+        The figures of the last epoch.
+
+    Raises:
+        FileExistsError: If the folder holds a run and `resume` is false.
+        ValueError: If the run to go on with has another recipe, or a logger is unknown.
+        ModuleNotFoundError: If a logger's package is not installed.
+        RuntimeError: If the loss is not finite; the message names epoch, step and layer.
+        KeyboardInterrupt: If Ctrl-C or SIGTERM stopped the run; last.ckpt holds what to go on from.
+    """
+    folder = RunFolder(run_dir)
+    data = open_data(recipe.data.source)
+    with _quiet(), StopRequest() as stop:
+        keeper, images = RunKeeper(folder, stop), _Images(data, recipe)
+        trainer = _trainer(
+            recipe,
+            callbacks=[keeper],
+            progress=progress,
+            logger=_loggers(loggers, folder.path) or False,
+            devices=devices,
+            strategy=strategy,
+            max_epochs=recipe.schedule.epochs,
+            gradient_clip_val=recipe.clip_grad,
+            default_root_dir=folder.path,
+        )
+        if trainer.is_global_zero:
+            folder.start(recipe, resume=resume)
+        torch.manual_seed(recipe.seed)
+        task = tasks.get(recipe.task)(recipe, len(data.classes))
+        last = folder.checkpoint_file if resume and folder.checkpoint_file.exists() else None
+        try:
+            trainer.fit(task, datamodule=images, ckpt_path=last)
+        except SystemExit:  # RunKeeper's stop; Lightning's own for a Ctrl-C that came too early for it
+            message = f"training stopped; resume=True goes on with the run in '{folder.path}'"
+            raise KeyboardInterrupt(message) from None
+    result = _result(folder, keeper.rows)
+    if trainer.is_global_zero:
+        checkpoint.save(task.measured, folder.model_dir)
+        extras = {"bad_images": images.bad_images, "device": _device_name(trainer.strategy.root_device)}
+        folder.write_result(_figures(recipe, result) | extras)
+    _log.info("trained %s: top1 %.4f after %d epochs", recipe.name, result.top1, result.epochs)
+    return result
+
+
+def evaluate(
+    run_dir_or_model: str | Path | nn.Module, recipe: Recipe | None = None, *, progress: bool = False
+) -> dict[str, float]:
+    """Measure a trained network on the validation images of a recipe.
+
+    Args:
+        run_dir_or_model: A run folder of `train`, or a network.
+        recipe: Says which images, in what form; the run's own where not given.
+        progress: Show a progress bar.
+
+    Returns:
+        `loss`, `top1` and, from five classes on, `top5` (fractions 0-1), `images` and `seconds`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If a network is given without a recipe.
+    """
+    if isinstance(run_dir_or_model, nn.Module):
+        model = run_dir_or_model
+        if recipe is None:
+            raise ValueError(
+                f"evaluate was given a {type(model).__name__} without a recipe, which says what images to "
+                f"use; pass evaluate(model, recipe)"
+            )
+    else:
+        folder = RunFolder(run_dir_or_model)
+        recipe = recipe or folder.recipe()
+        model = checkpoint.load(folder.model_dir)
+    data = open_data(recipe.data.source)
+    loader = val_loader(data, recipe)
+    # Without the average: the network given is the one to measure.
+    task = tasks.get(recipe.task)(recipe.model_copy(update={"ema": None}), len(data.classes), model=model)
+    with _quiet():
+        trainer = _trainer(recipe, callbacks=[], progress=progress, logger=False, devices=1)
+        start = time.perf_counter()
+        metrics = trainer.validate(task, loader, verbose=False)[0]
+    seconds = time.perf_counter() - start
+    batches: Any = loader.batch_sampler
+    images = sum(map(len, batches)) - loader.bad_images
+    figures = {name.replace("val_", ""): round(float(value), 6) for name, value in metrics.items()}
+    return {**figures, "images": images, "seconds": seconds}
+
+
+class _Images(LightningDataModule):
+    """The loaders of a run: built where Lightning knows the process's rank, at the run's position."""
+
+    def __init__(self, data: ImageData, recipe: Recipe) -> None:
+        super().__init__()
+        self.position = (0, 0)
+        self._data, self._recipe = data, recipe
+        self._train: TrainLoader | None = None
+        self._val: ImageLoader | None = None
+        self._bad_before = 0
+
+    @property
+    def bad_images(self) -> int:
+        """How many times an image could not be read, over all parts of the run."""
+        return self._bad_before + sum(loader.bad_images for loader in (self._train, self._val) if loader)
+
+    def train_dataloader(self) -> TrainLoader:
+        self._train = train_loader(self._data, self._recipe, **self._place())
+        self._train.set_position(*self.position)
+        self._train.worker_init_fn = _leave_signals
+        return self._train
+
+    def val_dataloader(self) -> ImageLoader:
+        self._val = val_loader(self._data, self._recipe, **self._place())
+        self._val.worker_init_fn = _leave_signals
+        return self._val
+
+    def move_to(self, epoch: int, batch: int) -> None:
+        """Let the next pass over the training images start at `batch` of `epoch`."""
+        self.position = (epoch, batch)
+        if self._train is not None:
+            self._train.set_position(epoch, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "bad_images": self.bad_images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._bad_before = state_dict["bad_images"]
+        self.move_to(*state_dict["position"])
+
+    def _place(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+
+
+def _leave_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the training process: without its workers it could not stop in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        # A minute's grace, not for ever: multiprocessing ends a worker that hangs by SIGTERM.
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+
+
+def _trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, **options: Any) -> Trainer:
+    """Return Lightning's Trainer without what a run folder makes needless."""
+    trainer = Trainer(
+        precision=_PRECISIONS[recipe.precision],
+        callbacks=[*callbacks, RichProgressBar()] if progress else callbacks,
+        enable_progress_bar=progress,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        # One recipe means one training: on several GPUs BatchNorm sees the whole batch, as on one.
+        sync_batchnorm=torch.cuda.is_available(),
+        **options,
+    )
+    if isinstance(trainer.strategy, DDPStrategy):
+        # DDP's broadcast in each forward waits for ever where one process has a validation batch more.
+        trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+    return trainer
+
+
+def _loggers(names: Sequence[str], folder: Path) -> list[Any]:
+    loggers: list[Any] = []
+    for name in names:
+        if name not in _LOGGERS:
+            raise ValueError(suggest("logger", name, _LOGGERS))
+        if name == "csv":
+            continue
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"logger {name!r} needs the package {name}, which is not installed: pip install {name}"
+            )
+        from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+        if name == "tensorboard":
+            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        else:
+            loggers.append(WandbLogger(project="kerneldna", name=folder.name, save_dir=folder))
+    return loggers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's tips and hints from the console: a run folder makes most of them untrue."""
+    chatty = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in chatty]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        # An adapter of one channel has two equal ways to be channels-last; DDP warns that it sees both.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
+        try:
+            for logger in chatty:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(chatty, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _result(folder: RunFolder, rows: Sequence[dict[str, Any]]) -> Result:
+    last = rows[-1]
+    return Result(
+        run_dir=folder.path,
+        top1=last["top1"],
+        top5=last["top5"],
+        val_loss=last["val_loss"],
+        epochs=len(rows),
+        seconds=round(sum(row["seconds"] for row in rows), 3),
+    )
+
+
+def _figures(recipe: Recipe, result: Result) -> dict[str, Any]:
+    packages = {name: version(name) for name in ("torch", "timm", "kerneldna")}
+    return {
+        "recipe": recipe.name,
+        "top1": result.top1,
+        "top5": result.top5,
+        "val_loss": result.val_loss,
+        "epochs": result.epochs,
+        "seed": recipe.seed,
+        "seconds": result.seconds,
+        "versions": {**packages, "python": platform.python_version()},
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import kerneldna as kd
+from kerneldna.checkpoint import CONFIG, WEIGHTS
+
+
+def make(method="kerneldna", **options):
+    return kd.create_model(
+        "resnet18", method=method, num_classes=4, width=0.25, stem="small", **options
+    ).eval()
+
+
+@pytest.mark.parametrize("method", [None, "kerneldna"])
+def test_a_saved_network_comes_back(tmp_path, method):
+    model = make(method)
+    x = torch.randn(2, 3, 32, 32)
+    loaded = kd.load(kd.save(model, tmp_path / "model"))
+    assert not loaded.training
+    assert torch.equal(loaded(x), model(x))
+    assert kd.plan_of(loaded) == kd.plan_of(model)
+
+
+def test_a_fused_network_comes_back_fused(tmp_path):
+    model = kd.fuse_(make())
+    loaded = kd.load(kd.save(model, tmp_path))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+    assert not [m for m in loaded.modules() if type(m).__module__.startswith("kerneldna")]
+
+
+def test_each_kernel_stands_once_in_the_file(tmp_path):
+    kd.save(make(), tmp_path)
+    with safe_open(tmp_path / WEIGHTS, "pt") as file:
+        assert "layer4.1.conv2.weight" in file.keys()  # noqa: SIM118 - not a dict
+        assert "layer4.1.conv1.weight" not in file.keys()  # noqa: SIM118
+
+
+class Own(torch.nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            *(
+                torch.nn.Sequential(torch.nn.Conv2d(width, width, 3, padding=1), torch.nn.ReLU())
+                for _ in range(2)
+            )
+        )
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_network_of_your_own(tmp_path):
+    own = kd.convert_(Own(), kd.KernelDNA(patterns={"body": "S-F"}), input_size=(4, 8, 8)).eval()
+    kd.save(own, tmp_path)
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(kd.load(tmp_path, model=Own())(x), own(x))
+    with pytest.raises(ValueError, match=r"names no network to create; pass the plain one"):
+        kd.load(tmp_path)
+    with pytest.raises(ValueError, match="plan was made for a network of"):
+        kd.load(tmp_path, model=Own(8))
+
+
+def test_what_is_missing_or_too_much_is_said(tmp_path):
+    kd.save(make(), tmp_path / "a")
+    kd.save(make(None), tmp_path / "b")
+    (tmp_path / "b" / WEIGHTS).replace(tmp_path / "a" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"\d+ missing \(.*\); \d+ too much \(layer3.0.conv2.weight, "):
+        kd.load(tmp_path / "a")
+
+
+def test_another_shape_is_said(tmp_path):
+    kd.save(make(), tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config["created"]["num_classes"] = 7
+    config["plan"] = None
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"of another shape \(fc.bias \(4,\) instead of \(7,\)"):
+        kd.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_damaged_and_missing_files_are_named(tmp_path, name):
+    kd.save(make(None), tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        kd.load(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"no {name} in"):
+        kd.load(tmp_path)
+
+
+def test_a_foreign_config_is_named(tmp_path):
+    kd.save(make(None), tmp_path)
+    (tmp_path / CONFIG).write_text('{"architectures": ["Bert"]}')
+    with pytest.raises(ValueError, match="is not of format 1"):
+        kd.load(tmp_path)
