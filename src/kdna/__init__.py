@@ -11,15 +11,25 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        import typer
+        import typer  # noqa: F401 - only to say in good time that it is missing
     except ModuleNotFoundError:
         sys.exit("the command line needs typer and rich: pip install 'kerneldna[train]'")
+    make_app()()
+
+
+def make_app() -> Typer:
+    """Return the Typer application with every command."""
+    import typer
+
     from kdna import demo, evaluate, export, fuse, inspect, listing, train
 
     app = typer.Typer(
@@ -39,7 +49,7 @@ def main() -> None:
     }
     for name, command in commands.items():
         app.command(name)(_reported(command))
-    app()
+    return app
 
 
 def _reported(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 RECIPES = {"plain": "resnet18-digits", "KernelDNA": "resnet18-kerneldna-digits"}
+NOTE = "A plain and a KernelDNA ResNet18 of quarter width, trained side by side on scanned digits, 32 x 32 pixels."
 
 
 def demo(
@@ -22,74 +24,96 @@ def demo(
     """Train a plain and a KernelDNA ResNet18 on scanned digits; fuse, export, compare; write report.html."""
     from rich.console import Console
 
-    from kerneldna import benchmark, checkpoint, convert, fuse, surgery
+    from kerneldna import benchmark, surgery
+    from kerneldna.convert import input_size_of
+    from kerneldna.report import report
+
+    _require("matplotlib", "onnx", "onnxscript", "onnxruntime")
+    console = Console(highlight=False)
+    outcomes = []
+    for label, name in RECIPES.items():
+        console.print(f"[bold]{label}[/]: {name}")
+        outcomes.append(_train(label, name, out / name, epochs=epochs, progress=progress))
+    model = outcomes[0].model
+    times = benchmark.latency(
+        {each.label: each.model for each in outcomes}, surgery.probe(model, input_size_of(model))
+    )
+    runs = [each.report(times[each.label]) for each in outcomes]
+    page = out / "report.html"
+    report(runs, page, title="kerneldna demo", note=NOTE, command="kdna demo")
+    console.print(_table(runs))
+    worst = max(each.onnx_difference for each in outcomes)
+    console.print(
+        f"The ONNX files equal PyTorch at batch 1, 2 and 7: largest relative difference {worst:.1e}."
+    )
+    console.print(f"Open [bold]{page}[/] in a browser.", soft_wrap=True)
+    return {
+        "report": str(page),
+        **{run.name: {"top1": run.top1, "parameters": run.parameters} for run in runs},
+    }
+
+
+@dataclass
+class _Outcome:
+    """One trained network, fused if it has children, with what the report says about it."""
+
+    label: str
+    model: Any
+    folder: Any
+    described: Any
+    plan: Any
+    attentions: dict[str, Any]
+    top1: float
+    onnx_difference: float
+
+    def report(self, time: Any) -> Any:
+        from kerneldna.report import RunReport
+
+        return RunReport(
+            name=self.label,
+            parameters=self.described.size.parameters,
+            macs=self.described.size.macs,
+            stored_bytes=self.files["model.safetensors"],
+            top1=self.top1,
+            latency_ratio=time.ratio,
+            latency_spread=time.spread,
+            curves=self.folder.read_curves(),
+            stages=self.plan.to_dict()["stages"] if self.plan else (),
+            attentions=self.attentions,
+            files=self.files,
+        )
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes of each file the run left."""
+        from kerneldna.checkpoint import WEIGHTS
+
+        paths = {
+            "model.safetensors": self.folder.model_dir / WEIGHTS,
+            "fused, model.safetensors": self.folder.path / "fused" / WEIGHTS,
+            "ONNX, model.onnx": self.folder.path / "model.onnx",
+        }
+        return {what: path.stat().st_size for what, path in paths.items() if path.exists()}
+
+
+def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: bool) -> _Outcome:
+    from kerneldna import checkpoint, convert, fuse
     from kerneldna.recipe import load_recipe
     from kerneldna.registry import runtimes
-    from kerneldna.report import RunReport, report
     from kerneldna.runs import RunFolder
     from kerneldna.training import evaluate, train
 
-    console = Console(highlight=False)
-    to_onnx = runtimes.get("onnx")
-    overrides = [] if epochs is None else [f"schedule.epochs={epochs}"]
-    models, facts = {}, {}
-    for label, name in RECIPES.items():
-        recipe = load_recipe(name, overrides=overrides)
-        console.print(f"[bold]{label}[/]: training {name}, {recipe.schedule.epochs} epochs")
-        folder = RunFolder(out / name)
-        train(recipe, run_dir=folder.path, resume=True, progress=progress)
-        model = checkpoint.load(folder.model_dir)
-        size = (folder.model_dir / checkpoint.WEIGHTS).stat().st_size
-        fact = {
-            "described": convert.describe(model),
-            "bytes": size,
-            "folder": folder,
-            "plan": convert.plan_of(model),
-        }
-        fact["attentions"] = _attentions(model)
-        if fact["plan"] is not None:
-            fuse.fuse_(model)
-            checkpoint.save(model, folder.path / "fused")
-        fact["figures"] = evaluate(model, recipe)
-        fact["onnx_difference"] = to_onnx(model, folder.path / "model.onnx")
-        models[label], facts[label] = model, fact
-
-    x = surgery.probe(next(iter(models.values())), facts["plain"]["described"].input_size)
-    times = benchmark.latency(models, x)
-    runs = []
-    for label, fact in facts.items():
-        described, plan, folder = fact["described"], fact["plan"], fact["folder"]
-        files = {f"{label}, model.safetensors": fact["bytes"]}
-        if plan is not None:
-            files[f"{label}, fused"] = (folder.path / "fused" / checkpoint.WEIGHTS).stat().st_size
-        files[f"{label}, ONNX"] = (folder.path / "model.onnx").stat().st_size
-        runs.append(
-            RunReport(
-                name=label,
-                parameters=described.size.parameters,
-                macs=described.size.macs,
-                stored_bytes=fact["bytes"],
-                top1=fact["figures"]["top1"],
-                latency_ratio=times[label].ratio,
-                latency_spread=times[label].spread,
-                curves=folder.read_curves(),
-                stages=plan.to_dict()["stages"] if plan else (),
-                attentions=fact["attentions"],
-                files=files,
-            )
-        )
-    note = "A plain and a KernelDNA ResNet18 of quarter width, trained side by side on scanned digits of 32 x 32 pixels."
-    report(runs, out / "report.html", title="kerneldna demo", note=note, command="kdna demo")
-    console.print(_table(runs))
-    worst = max(fact["onnx_difference"] for fact in facts.values())
-    console.print(
-        f"ONNX files checked against PyTorch at batch 1, 2 and 7: largest relative difference {worst:.1e}"
-    )
-    console.print(f"Open [bold]{out / 'report.html'}[/] in a browser.")
-    return {
-        "report": str(out / "report.html"),
-        **{run.name: {"top1": run.top1, "parameters": run.parameters} for run in runs},
-    }
+    recipe = load_recipe(name, overrides=[] if epochs is None else [f"schedule.epochs={epochs}"])
+    folder = RunFolder(path)
+    train(recipe, run_dir=folder.path, resume=True, progress=progress)
+    model = checkpoint.load(folder.model_dir)
+    described, plan, attentions = convert.describe(model), convert.plan_of(model), _attentions(model)
+    if plan is not None:
+        fuse.fuse_(model)
+        checkpoint.save(model, folder.path / "fused")
+    difference = runtimes.get("onnx")(model, folder.path / "model.onnx")
+    top1 = evaluate(model, recipe)["top1"]
+    return _Outcome(label, model, folder, described, plan, attentions, top1, difference)
 
 
 def _attentions(model: Any) -> dict[str, Any]:
@@ -110,16 +134,23 @@ def _table(runs: list[Any]) -> Any:
     from rich.table import Table
 
     table = Table(title="ResNet18 at quarter width, 32 x 32 pixels")
-    for head in ("", "parameters", "M MAC", "file, KiB", "accuracy", "latency, CPU"):
-        table.add_column(head, justify="left" if not head else "right")
+    for head in ("", "parameters", "M MAC", "file, KiB", "accuracy", "CPU latency"):
+        table.add_column(head, justify="left" if not head else "right", no_wrap=True)
     for run in runs:
-        low, high = run.latency_spread
         table.add_row(
             run.name,
             f"{run.parameters:,}",
             f"{run.macs / 1e6:.1f}",
             f"{run.stored_bytes / 1024:,.0f}",
             f"{run.top1:.1%}",
-            f"{run.latency_ratio:.2f}x ({low:.2f}-{high:.2f})",
+            f"{run.latency_ratio:.2f} x plain",
         )
     return table
+
+
+def _require(*packages: str) -> None:
+    """Say before the training, not after, that a package is missing."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ModuleNotFoundError(f"the demo needs {', '.join(missing)}: pip install 'kerneldna[all]'")

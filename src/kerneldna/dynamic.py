@@ -14,7 +14,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from kerneldna.registry import suggest
+
 NORMS = ("batch", "layer", "none")
+ConvOrLinear = nn.Conv2d | nn.Linear
 
 
 class DynamicLayer(nn.Module):
@@ -25,7 +28,7 @@ class DynamicLayer(nn.Module):
         replaced: The convolution it stands in for, or a Linear on channels-last maps, which counts as a 1x1 convolution.
     """
 
-    def __init__(self, name: str, replaced: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, name: str, replaced: ConvOrLinear) -> None:
         super().__init__()
         self.name = name
         self.bias = replaced.bias
@@ -178,7 +181,7 @@ def mix(coefficients: Tensor, experts: Tensor) -> Tensor:
     return mixed.permute(0, 1, 4, 2, 3) if channels_last else mixed
 
 
-def fresh_experts(replaced: nn.Conv2d | nn.Linear, count: int) -> nn.Parameter:
+def fresh_experts(replaced: ConvOrLinear, count: int) -> nn.Parameter:
     """Return `count` kernels like that of `replaced`, each drawn by itself: Kaiming normal, fan-out.
 
     They stand one after the other in four dimensions, `(count * out_channels, in_channels/groups, k, k)`, because
@@ -192,7 +195,7 @@ def fresh_experts(replaced: nn.Conv2d | nn.Linear, count: int) -> nn.Parameter:
     return nn.Parameter(experts)
 
 
-def kernel_shape(layer: nn.Conv2d | nn.Linear) -> tuple[int, int, int, int]:
+def kernel_shape(layer: ConvOrLinear) -> tuple[int, int, int, int]:
     """Return `(out_channels, in_channels/groups, k, k)`; of a Linear `(out_features, in_features, 1, 1)`."""
     conv = _as_conv(layer)
     return (conv.out_channels, conv.in_channels // conv.groups, conv.kernel_size[0], conv.kernel_size[1])
@@ -207,6 +210,19 @@ def attention_linear(features: int, out: int, *, bias: bool = True, like: Tensor
     return linear
 
 
+def check_options(*, norm: str | None = None, **counts: float) -> None:
+    """Check what most methods take: the name of a norm, and numbers of 1 or more.
+
+    Raises:
+        ValueError: If one is not; the message names the option.
+    """
+    if norm is not None and norm not in NORMS:
+        raise ValueError(suggest("norm", norm, NORMS))
+    for option, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{option} is {value}; expected 1 or more")
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast for the device of `x`: coefficients are computed in float32."""
     kind = x.device.type
@@ -215,7 +231,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False)
 
 
-def _as_conv(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d:
+def _as_conv(layer: ConvOrLinear) -> nn.Conv2d:
     if isinstance(layer, nn.Conv2d):
         return layer
     return nn.Conv2d(layer.in_features, layer.out_features, 1, device="meta")

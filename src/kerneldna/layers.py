@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from kerneldna import surgery
+from kerneldna.dynamic import ConvOrLinear
 from kerneldna.plan import Skip
 from kerneldna.surgery import Call, Trace
 
@@ -107,6 +109,20 @@ def survey(model: nn.Module, traced: Trace) -> Survey:
             convolutions.append(Convolution(name, kind_of(module, call.input) or "", role, block))
     vectors = [n for n, c in calls.items() if isinstance(modules[n], nn.Linear) and len(c.input) == 2]
     return Survey(tuple(convolutions), blocks, vectors[-1] if vectors else None, tuple(skipped))
+
+
+def get(model: nn.Module, name: str) -> ConvOrLinear:
+    """Return the convolution, or Linear, called `name`.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    layer = surgery.get(model, name)
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        raise ValueError(
+            f"{name!r} is a {type(layer).__name__}, not a convolution; the plan was made for another network"
+        )
+    return layer
 
 
 def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:

@@ -11,8 +11,9 @@ each position of the kernel. beta gives every block a cell of its own at the sta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -20,18 +21,18 @@ from torch import Tensor, nn
 
 from kerneldna import layers, surgery
 from kerneldna.dynamic import (
-    NORMS,
+    ConvOrLinear,
     DynamicLayer,
     Schedule,
     Trunk,
     attention_linear,
+    check_options,
     full_precision,
     kernel_shape,
 )
 from kerneldna.layers import Convolution
 from kerneldna.plan import Change, Plan, Skip
-from kerneldna.registry import methods, suggest
-from kerneldna.surgery import InputSize
+from kerneldna.registry import methods
 
 
 @methods.register("kernelwarehouse")
@@ -75,22 +76,16 @@ class KernelWarehouse:
     tau_epochs: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(suggest("norm", self.norm, NORMS))
-        for option in ("reduction", "min_hidden"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"{option} is {getattr(self, option)}; expected 1 or more")
+        check_options(norm=self.norm, reduction=self.reduction, min_hidden=self.min_hidden)
         larger = max(self.budget, 1 / self.budget) if self.budget > 0 else 0.5
         if abs(larger - round(larger)) > 1e-6:
-            raise ValueError(
-                f"budget is {self.budget}; expected a whole number of cells for each block, or 1 / a whole number"
-            )
+            raise ValueError(f"budget is {self.budget}; expected a whole number or 1 / a whole number")
         if not 0 < self.plane_ratio <= 1:
             raise ValueError(f"plane_ratio is {self.plane_ratio}; expected more than 0, at most 1")
         if not (0 <= self.tau_start <= 1 and 0 <= self.tau_end <= 1 and self.tau_epochs >= 0):
             raise ValueError(
-                f"tau runs from {self.tau_start} to {self.tau_end} in {self.tau_epochs} epochs; both ends must be in 0-1 "
-                "and the epochs 0 or more"
+                f"tau runs from {self.tau_start} to {self.tau_end} in {self.tau_epochs} epochs; both ends must be "
+                "in 0-1 and the epochs 0 or more"
             )
 
     @classmethod
@@ -102,7 +97,7 @@ class KernelWarehouse:
         """Return the arguments that make this method again, as JSON takes them."""
         return {**asdict(self), "static": list(self.static)}
 
-    def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
+    def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: surgery.InputSize) -> Plan:
         """Give every convolution its warehouse."""
         found = layers.survey(skeleton, traced)
         for name in self.static:
@@ -111,26 +106,194 @@ class KernelWarehouse:
         groups = _groups(found.convolutions)
         skipped = [Skip(name, reason) for name, reason in reasons.items() if reason]
         members = {name: group for name, group in groups.items() if not reasons[name]}
-        warehouses = {}
-        for group in dict.fromkeys(members.values()):
-            named = [name for name in members if members[name] == group]
-            warehouses[group] = Warehouse(group, [surgery.get(skeleton, name) for name in named], self)
         changes = []
-        for name, group in members.items():
-            mixtures = warehouses[group].mixtures_of(surgery.get(skeleton, name))
-            changes.append(Change(name, f"{mixtures} mixtures of {warehouses[group]}", group))
-        return Plan(
-            self.name, self.options(), input_size, tuple(changes), skipped=(*found.skipped, *skipped)
-        )
+        for group, replaced in _by_warehouse(skeleton, members).items():
+            warehouse = Warehouse(group, list(replaced.values()), options=self)
+            for name, layer in replaced.items():
+                text = f"{warehouse.mixtures_of(layer)} mixtures of {warehouse.extra_repr()}"
+                changes.append(Change(name, text, group))
+        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=(*found.skipped, *skipped))
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan; the first of each warehouse owns it."""
-        groups: dict[str, dict[str, nn.Module]] = {}
-        for change in plan.changes:
-            groups.setdefault(str(change.group), {})[change.name] = surgery.get(model, change.name)
-        for group, replaced in groups.items():
-            warehouse = Warehouse(group, list(replaced.values()), self)
+        members = {change.name: str(change.group) for change in plan.changes}
+        for group, replaced in _by_warehouse(model, members).items():
+            warehouse = Warehouse(group, list(replaced.values()), options=self)
             for name, module in replaced.items():
-                layer = WarehouseConv2d(name, module, warehouse, self)
+                layer = WarehouseConv2d(name, module, warehouse=warehouse, options=self)
                 surgery.replace_(model, name, layer.train(module.training))
-            warehouse.check_all_assigned()
+
+    def _why_static(self, conv: Convolution) -> str:
+        if conv.name in self.static:
+            return "static= names it"
+        if conv.role == "stem" and not self.stem:
+            return "a stem stays static"
+        return "depthwise layers stay static" if conv.kind == "depthwise" and not self.depthwise else ""
+
+
+class Warehouse(nn.Module):
+    """Kernel cells that several layers assemble their kernels from.
+
+    Args:
+        name: For messages.
+        members: The layers that are to share it.
+        options: The method that makes it.
+
+    Raises:
+        ValueError: If the budget leaves a cell without a layer, or the other way round.
+    """
+
+    def __init__(self, name: str, members: Sequence[ConvOrLinear], *, options: KernelWarehouse) -> None:
+        super().__init__()
+        self.name, self.budget, self.taken = name, options.budget, 0
+        shapes = [kernel_shape(layer) for layer in members]
+        self.out_channels = _side([shape[0] for shape in shapes], options.plane_ratio)
+        self.in_channels = _side([shape[1] for shape in shapes], options.plane_ratio)
+        blocks = [self.mixtures_of(layer) for layer in members]
+        count = max(int(self.budget * sum(blocks) + 1e-6), 1)
+        started = sum(_start(mixtures, self.budget)[1] for mixtures in blocks)
+        if started != count:
+            raise ValueError(
+                f"warehouse {name!r}: a budget of {self.budget} gives {count} cells for {sum(blocks)} blocks, of which "
+                f"{started} would start with a cell; use a smaller plane_ratio (0.5), which makes 4 times as many blocks"
+            )
+        cells = members[0].weight.new_empty(count, self.out_channels * self.in_channels)
+        self.cells = nn.Parameter(cells.detach())
+
+    def mixtures_of(self, layer: ConvOrLinear) -> int:
+        """Return how many blocks the kernel of `layer` is cut into."""
+        out_channels, in_channels, height, width = kernel_shape(layer)
+        return out_channels // self.out_channels * (in_channels // self.in_channels) * height * width
+
+    def take(self, mixtures: int) -> Tensor:
+        """Draw the cells of the next layer; return the slot that each of its mixtures starts as, the last slot being empty."""
+        own, count = _start(mixtures, self.budget)
+        drawn = self.cells.detach()[self.taken : self.taken + count]
+        nn.init.kaiming_normal_(drawn.view(-1, self.in_channels, 1, 1), mode="fan_out", nonlinearity="relu")
+        slots = torch.tensor([len(self.cells) if i is None else self.taken + i for i in own])
+        self.taken += count
+        return slots
+
+    def extra_repr(self) -> str:
+        """Show how many cells of what size."""
+        return f"{len(self.cells)} cells {self.out_channels}x{self.in_channels} of warehouse {self.name!r}"
+
+
+class WarehouseConv2d(DynamicLayer):
+    """A convolution whose kernel is assembled for each image from the cells of a warehouse.
+
+    The warehouse is registered once, in the first layer made from it; the others hold a reference that `nn.Module` does not
+    register, as a child holds its parent.
+
+    Args:
+        name: Its qualified name, for error messages.
+        replaced: The convolution it stands in for, or a Linear on channels-last maps.
+        warehouse: With cells not yet taken for this layer.
+        options: The method that makes it.
+    """
+
+    warehouse: Warehouse
+    beta: Tensor
+
+    def __init__(
+        self, name: str, replaced: ConvOrLinear, *, warehouse: Warehouse, options: KernelWarehouse
+    ) -> None:
+        super().__init__(name, replaced)
+        if warehouse.taken == 0:
+            self.warehouse = warehouse
+        else:
+            object.__setattr__(self, "warehouse", warehouse)  # past nn.Module's registration, on purpose
+        like, mixtures, slots = replaced.weight, warehouse.mixtures_of(replaced), len(warehouse.cells) + 1
+        hidden = max(self.in_channels // options.reduction, options.min_hidden)
+        self.trunk = Trunk(self, hidden, norm=options.norm, like=like)
+        self.head = attention_linear(hidden, mixtures * slots, like=like)
+        self.tau = Schedule(options.tau_start, options.tau_end, epochs=options.tau_epochs, like=like)
+        beta = nn.functional.one_hot(warehouse.take(mixtures), slots)
+        self.register_buffer("beta", beta.to(like.device, like.dtype), persistent=False)
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Return alpha for input maps `x`: `(B, mixtures, cells)`, the absolute values of a mixture at most 1 in sum."""
+        with full_precision(x):
+            z = self.head(self.trunk(x)).view(-1, *self.beta.shape)
+            z = z / (z.abs().sum(dim=2, keepdim=True) + 1e-3)
+            tau = self.tau()
+            return (tau * self.beta + (1 - tau) * z)[:, :, :-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced."""
+        cells = self.warehouse.cells
+        return self.convolve(x, self._assembled(self.coefficients(x).to(cells.dtype) @ cells))
+
+    def _assembled(self, blocks: Tensor) -> Tensor:
+        """Put blocks `(B, mixtures, numel)` together to kernels `(B, out_channels, in_channels/groups, k, k)`."""
+        out, into = self.warehouse.out_channels, self.warehouse.in_channels
+        in_channels = self.in_channels // self.groups
+        # a mixture's number counts positions slowest, then output blocks, then input blocks
+        parts = blocks.reshape(
+            -1, *self.kernel_size, self.out_channels // out, in_channels // into, out, into
+        )
+        return parts.permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, *self.kernel_shape)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            f"layer {self.name!r}: nn.DataParallel copies modules one by one and would tear it from its warehouse; "
+            "use torch.nn.parallel.DistributedDataParallel"
+        )
+
+
+def _groups(convolutions: Sequence[Convolution]) -> dict[str, str]:
+    """Return the name of each convolution's warehouse."""
+    inverted = {conv.block.name for conv in convolutions if conv.block and conv.kind == "depthwise"}
+    groups: dict[str, str] = {}
+    entered: set[str] = set()
+    stage = 0
+    for conv in convolutions:
+        if conv.role in ("stem", "between"):
+            groups[conv.name] = conv.name
+            continue
+        if (block := conv.block) is not None:
+            reads_input = conv.role == "shortcut" or block.name not in entered
+            if conv.role == "block":
+                entered.add(block.name)
+            handed = block.changes_shape and (reads_input or block.name in inverted)
+            stage = max(0, block.stage - handed)
+        suffix = f".{conv.kind}" if conv.kind in ("depthwise", "grouped") else ""
+        groups[conv.name] = f"stage{stage + 1}{suffix}"
+    return groups
+
+
+def _by_warehouse(model: nn.Module, members: Mapping[str, str]) -> dict[str, dict[str, ConvOrLinear]]:
+    """Return the layers of each warehouse by name."""
+    groups: dict[str, dict[str, ConvOrLinear]] = {}
+    for name, group in members.items():
+        groups.setdefault(group, {})[name] = layers.get(model, name)
+    return groups
+
+
+def _side(channels: Sequence[int], ratio: float) -> int:
+    """Return the side of a cell: the largest divisor of all `channels` that is at most their gcd * ratio."""
+    common = math.gcd(*channels)
+    return next(side for side in range(max(int(common * ratio), 1), 0, -1) if common % side == 0)
+
+
+def _start(mixtures: int, budget: float) -> tuple[list[int | None], int]:
+    """Return which of its own cells each mixture of a layer starts as (None: empty), and how many cells it has."""
+    if budget >= 1:
+        each = round(budget)
+        return [j * each for j in range(mixtures)], mixtures * each
+    period = round(1 / budget)
+    starts = [j % period == j // period % period for j in range(mixtures)]
+    reached = list(accumulate(starts))
+    return [n - 1 if start else None for n, start in zip(reached, starts, strict=True)], reached[-1]
+
+
+_MOBILENETV2 = {"stem": True, "tau_epochs": 15}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet18": {"tau_epochs": 10},
+    # the first stage has no stage before it to take these two, which read the stem
+    "resnet50": {"static": ("layer1.0.conv1", "layer1.0.downsample.0"), "tau_epochs": 20},
+    "mobilenetv2_100": _MOBILENETV2,
+    "mobilenetv2_050": _MOBILENETV2,
+    "convnext_tiny": {"stem": True, "depthwise": False, "min_hidden": 64, "norm": "layer", "tau_epochs": 20},
+}

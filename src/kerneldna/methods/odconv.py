@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from kerneldna import layers, surgery
 from kerneldna.dynamic import (
-    NORMS,
+    ConvOrLinear,
     DynamicLayer,
     Schedule,
     Trunk,
     attention_linear,
+    check_options,
     fresh_experts,
     full_precision,
     mix,
 )
 from kerneldna.plan import Change, Plan, Skip
-from kerneldna.registry import methods, suggest
+from kerneldna.registry import methods
 from kerneldna.surgery import InputSize
 
 _MIN_HIDDEN = 16
@@ -63,11 +64,7 @@ class ODConv:
     temperature_epochs: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(suggest("norm", self.norm, NORMS))
-        for option in ("num_kernels", "reduction"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"{option} is {getattr(self, option)}; expected 1 or more")
+        check_options(norm=self.norm, num_kernels=self.num_kernels, reduction=self.reduction)
         if min(self.temperature_start, self.temperature_end) <= 0 or self.temperature_epochs < 0:
             raise ValueError(
                 f"the temperature runs from {self.temperature_start} to {self.temperature_end} in "
@@ -98,12 +95,8 @@ class ODConv:
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
         for change in plan.changes:
-            replaced = surgery.get(model, change.name)
-            if not isinstance(replaced, (nn.Conv2d, nn.Linear)):
-                raise ValueError(
-                    f"{change.name!r} is a {type(replaced).__name__}, not a convolution; the plan was made for another network"
-                )
-            layer = ODConv2d(change.name, replaced, self)
+            replaced = layers.get(model, change.name)
+            layer = ODConv2d(change.name, replaced, options=self)
             surgery.replace_(model, change.name, layer.train(replaced.training))
 
 
@@ -119,7 +112,7 @@ class ODConv2d(DynamicLayer):
         options: The method that makes it.
     """
 
-    def __init__(self, name: str, replaced: nn.Conv2d | nn.Linear, options: ODConv) -> None:
+    def __init__(self, name: str, replaced: ConvOrLinear, *, options: ODConv) -> None:
         super().__init__(name, replaced)
         like, count = replaced.weight, options.num_kernels
         hidden = max(self.in_channels // options.reduction, _MIN_HIDDEN)

@@ -13,6 +13,7 @@ from torch import nn
 
 from kerneldna import layers, surgery
 from kerneldna.attention import ChannelAttention
+from kerneldna.dynamic import check_options
 from kerneldna.plan import Change, Plan
 from kerneldna.registry import methods
 from kerneldna.surgery import InputSize
@@ -35,10 +36,7 @@ class SE:
     reduction: int = 16
 
     def __post_init__(self) -> None:
-        if self.reduction < 1:
-            raise ValueError(
-                f"reduction is {self.reduction}; a hidden width of channels // reduction needs 1 or more"
-            )
+        check_options(reduction=self.reduction)
 
     @classmethod
     def recipe(cls, backbone: str, **options: Any) -> SE:

@@ -1,0 +1,110 @@
+"""Every command, as a user types it; what it prints last is one line of JSON."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("lightning", reason="needs kerneldna[train]")
+from typer.testing import CliRunner
+
+import kdna
+
+TINY = [
+    "--set", "data.limit_train=64", "--set", "data.limit_val=40", "--set", "schedule.epochs=2", "--no-progress",
+    "--set", "data.batch_size=16", "--set", "model.width=0.125",
+]  # fmt: skip
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(kdna.make_app(), [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def last_line(result):
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    result = call("train", "resnet18-kerneldna-digits", "--run", folder, *TINY)
+    assert last_line(result)["epochs"] == 2
+    return folder
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys, kdna; sys.argv = ['kdna', '--help']\n"
+        "try: kdna.main()\n"
+        "except SystemExit: assert not {'torch', 'kerneldna', 'lightning'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for command in ("demo", "train", "eval", "inspect", "fuse", "export", "list"):
+        assert f" {command} " in shown
+
+
+def test_eval_gives_the_run_s_figure(run):
+    found = last_line(call("eval", run, "--no-progress"))
+    assert found["images"] == 40
+    assert found["top1"] == pytest.approx(json.loads((run / "result.json").read_text())["top1"], abs=1e-6)
+
+
+def test_fuse_then_eval_gives_the_same(run):
+    fused = last_line(call("fuse", run))
+    assert fused["difference"] < 1e-5
+    assert last_line(call("eval", run, "--model", fused["model"], "--no-progress"))["top1"] == pytest.approx(
+        last_line(call("eval", run, "--no-progress"))["top1"]
+    )
+
+
+def test_export(run, tmp_path):
+    found = last_line(call("export", run, "--out", tmp_path / "m.onnx"))
+    assert found["bytes"] == (tmp_path / "m.onnx").stat().st_size
+
+
+def test_inspect_a_name_and_a_run(run):
+    named = call("inspect", "resnet18", "--method", "kerneldna", "--set", "spatial=false")
+    assert "child of layer3.1.conv2" in named.stdout
+    assert last_line(named)["parameters"] == 9_240_744
+    assert last_line(call("inspect", run))["method"] == "kerneldna"
+    assert last_line(call("inspect", "resnet18"))["method"] is None
+
+
+@pytest.mark.parametrize("kind", ["models", "methods", "recipes", "datasets", "runtimes"])
+def test_list(kind):
+    assert last_line(call("list", kind))[kind]
+
+
+def test_resume_of_a_finished_run_gives_its_figure_again(run):
+    again = call("train", "resnet18-kerneldna-digits", "--run", run, "--resume", *TINY)
+    assert last_line(again)["top1"] == json.loads((run / "result.json").read_text())["top1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "resnet18-kerneldna-digit"], "did you mean 'resnet18-kerneldna-digits'"),
+        (["train", "resnet18-digits", "--set", "optimizer.lrr=1"], "optimizer.lrr=1"),
+        (["train", "resnet18-digits", "--data", "/nowhere"], "/nowhere"),
+        (["eval", "/nowhere"], "/nowhere"),
+        (["inspect", "resnt18"], "did you mean 'resnet18'"),
+        (["list", "model"], "did you mean 'models'"),
+        (["export", "/nowhere"], "no config.json"),
+        (["export", "/nowhere", "--runtime", "onx"], "did you mean 'onnx'"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_1(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(*words, code=1)
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    found = last_line(call("demo", "--out", tmp_path, "--epochs", "2", "--no-progress"))
+    assert found["plain"]["parameters"] > found["KernelDNA"]["parameters"]
+    assert (tmp_path / "report.html").stat().st_size > 10_000

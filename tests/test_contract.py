@@ -1,0 +1,169 @@
+"""What every method must do on every backbone it serves: found through the registry, nothing to add for a new one."""
+
+import copy
+import io
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import kerneldna as kd
+from kerneldna.child import ChildConv2d, ChildLinear
+
+BACKBONES = kd.list_models()
+PARAMETERS = {
+    ("resnet18", "kerneldna"): 9_240_798,
+    ("resnet50", "kerneldna"): 22_778_060,
+    ("mobilenetv2_100", "kerneldna"): 3_136_840,
+    ("mobilenetv2_050", "kerneldna"): 1_878_232,
+    ("convnext_tiny", "kerneldna"): 24_296_488,
+}
+CASES = [(backbone, method) for method in ("kerneldna",) for backbone in BACKBONES]
+SIZE = 48
+
+
+def build(backbone, method, **options):
+    torch.manual_seed(0)
+    return kd.create_model(backbone, method=method, num_classes=6, width=0.25, options=options)
+
+
+def trained(backbone, method):
+    """A network whose every parameter and statistic is away from its start, as after training."""
+    model = build(backbone, method)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or name.endswith(("spatial", "filter")):
+            nn.init.normal_(parameter, 0.5, 0.2)
+    model.train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(4, 3, SIZE, SIZE))
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(case):
+    return trained(*case)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, SIZE, SIZE)
+
+
+def relative(a, b):
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
+
+
+def test_parameter_count(case):
+    with torch.device("meta"):
+        full = kd.create_model(case[0], method=case[1])
+    assert sum(p.numel() for p in full.parameters()) == PARAMETERS[case]
+
+
+def test_forward_shape(model, images):
+    assert model(images).shape == (4, 6)
+
+
+def test_every_parameter_has_a_finite_gradient_that_is_not_zero(model, images):
+    model = copy.deepcopy(model).train()
+    nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2, 3])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_eval_is_deterministic_and_leaves_no_trace(model, images):
+    before = copy.deepcopy(model.state_dict())
+    assert torch.equal(model(images), model(images))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_batch_equals_its_single_images(model, images):
+    singles = torch.cat([model(image[None]) for image in images])
+    assert relative(model(images), singles) < 1e-4
+
+
+def test_deepcopy_is_independent_and_keeps_its_ties(model, images):
+    twin = copy.deepcopy(model)
+    expected = model(images)
+    assert torch.equal(twin(images), expected)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(model(images), expected)
+    for module in twin.modules():
+        if isinstance(module, (ChildConv2d, ChildLinear)):
+            assert any(module._parent is other for other in twin.modules())
+
+
+def test_pickle(model, images):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(images), model(images))
+
+
+def test_no_parameter_stands_twice(model):
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    assert len(names) == len(list(model.parameters()))
+
+
+def test_save_and_load(model, images, tmp_path):
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    assert torch.equal(kd.load(kd.save(model, tmp_path))(images), model(images))
+
+
+def test_assign_and_meta_load(case, model, images):
+    with torch.device("meta"):
+        empty = build(*case).eval()
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty(images), model(images))
+    with torch.device("meta"):
+        empty = build(*case).eval()
+    empty.to_empty(device="cpu")
+    empty.load_state_dict(model.state_dict())
+    assert torch.equal(empty(images), model(images))
+
+
+def test_functional_call_leaves_the_model_alone(model, images):
+    doubled = {name: parameter * 1.1 for name, parameter in model.named_parameters()}
+    expected = model(images)
+    assert not torch.equal(torch.func.functional_call(model, doubled, images), expected)
+    assert torch.equal(model(images), expected)
+
+
+def test_export_with_a_dynamic_batch(model, images):
+    program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for batch in (1, 4):
+        assert relative(program.module()(images[:batch]), model(images[:batch])) < 1e-5
+
+
+def test_bf16_autocast(model, images):
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images)
+    assert found.dtype == torch.bfloat16
+    assert relative(found.float(), model(images)) < 0.1
+
+
+def test_channels_last(model, images):
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    assert relative(last(images.contiguous(memory_format=torch.channels_last)), model(images)) < 1e-4
+
+
+def test_fused_equals_unfused(case, model, images):
+    fused = kd.fuse_(copy.deepcopy(model))
+    assert relative(fused(images), model(images)) < 1e-5
+    ours = {type(m).__name__ for m in fused.modules() if type(m).__module__.startswith("kerneldna")}
+    assert ours <= ({"ChannelAttention"} if case[0] == "convnext_tiny" else set())
+
+
+@pytest.mark.slow
+def test_compile_in_one_graph(model, images):
+    assert relative(torch.compile(model, fullgraph=True)(images), model(images)) < 1e-4
