@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from kerneldna.data import ArraySplit, ImageData, open_data, train_loader, val_loader
+from kerneldna.data import ArraySplit, ImageData, open_data
+from kerneldna.loaders import train_loader, val_loader
 from kerneldna.recipe import Recipe, load_recipe
 
 

@@ -88,7 +88,7 @@ def unbroken(tmp_path_factory) -> Path:
 
 
 def test_a_run_learns_and_leaves_its_folder(tmp_path):
-    recipe = tiny("schedule.epochs=4", "data.limit_train=512", "augment.crop=none")
+    recipe = tiny("schedule.epochs=4", "data.limit_train=256", "data.batch_size=16", "augment.crop=none")
     result = run(recipe, tmp_path / "run")
     table = rows(tmp_path / "run")
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
@@ -157,7 +157,7 @@ import test_training, pytest
 test_training.signal_at(pytest.MonkeyPatch(), {STEPS + 1}, signal.SIGKILL)
 test_training.run(test_training.FULL, test_training.Path({str(tmp_path)!r}))
 """
-    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(rows(tmp_path)) == 1
     run(FULL, tmp_path, resume=True)
@@ -238,3 +238,28 @@ def test_a_run_says_nothing_on_the_console(tmp_path, capfd, recwarn):
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert not recwarn.list
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on_exactly(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import os, signal, sys, pytest, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+torch.set_num_threads(1)
+import test_training
+folder, step = test_training.Path(sys.argv[1]), int(sys.argv[2])
+if os.environ.get("LOCAL_RANK", "0") == "0":
+    test_training.signal_at(pytest.MonkeyPatch(), step, signal.SIGTERM)
+recipe = test_training.tiny("ema=0.9", "data.batch_size=16", "data.limit_val=17")
+test_training.run(recipe, folder, resume=True, devices=2, strategy="ddp")
+""")
+
+    def launch(name: str, step: int) -> str:
+        command = [sys.executable, str(program), str(tmp_path / name), str(step)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300).stderr
+
+    assert "KeyboardInterrupt: training stopped" in launch("broken", STEPS + 1)
+    assert (launch("broken", -1), launch("whole", -1)) == ("", "")
+    assert len(rows(tmp_path / "whole")) == EPOCHS
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")

@@ -30,7 +30,7 @@ def make_app() -> Typer:
     """Return the Typer application with every command."""
     import typer
 
-    from kdna import demo, evaluate, export, fuse, inspect, listing, train
+    from kdna import demo, evaluate, export, fuse, inspect, listing, table, train
 
     app = typer.Typer(
         help="Smaller, better convolutional networks: train, inspect, fuse and export KernelDNA models.",
@@ -46,6 +46,7 @@ def make_app() -> Typer:
         "fuse": fuse.fuse,
         "export": export.export,
         "list": listing.listing,
+        "table": table.table,
     }
     for name, command in commands.items():
         app.command(name)(_reported(command))

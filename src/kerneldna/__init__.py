@@ -10,6 +10,7 @@ from importlib.metadata import version
 from kerneldna.checkpoint import load, save
 from kerneldna.child import ChildConv2d, ChildLinear
 from kerneldna.convert import Description, Method, convert_, describe, plan, plan_of
+from kerneldna.dynamic import step_schedules
 from kerneldna.fuse import fuse_
 from kerneldna.methods.kerneldna import KernelDNA
 from kerneldna.models import create_model, list_methods, list_models
@@ -34,4 +35,5 @@ __all__ = [
     "plan",
     "plan_of",
     "save",
+    "step_schedules",
 ]

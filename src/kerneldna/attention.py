@@ -49,7 +49,7 @@ class ChannelAttention(nn.Module):
         """Return the weight `(hidden, channels, 1, 1)` and bias `(hidden,)` of fc1 with the norm folded in (eval mode)."""
         weight, bias = self.fc1.weight.detach(), self.fc1.bias
         norm = self.norm
-        if not isinstance(norm, nn.BatchNorm2d):
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             return weight.clone(), (
                 torch.zeros_like(weight[:, 0, 0, 0]) if bias is None else bias.detach().clone()
             )

@@ -39,6 +39,7 @@ class DynamicLayer(nn.Module):
         self.padding, self.dilation = conv.padding, conv.dilation
         self.groups, self.padding_mode = conv.groups, conv.padding_mode
         self._padding_twice = conv._reversed_padding_repeated_twice
+        self.kernel_shape = kernel_shape(replaced)
 
     def convolve(self, x: Tensor, kernels: Tensor, *, scale: Tensor | None = None) -> Tensor:
         """Convolve each image with its own kernel, all in one call; the layer's bias is added last.
@@ -129,8 +130,7 @@ class Trunk(nn.Module):
 class Schedule(nn.Module):
     """A number that runs straight from `start` to `end` over the first epochs of training and stays there.
 
-    Its state is a buffer, so a checkpoint holds it and evaluation uses what was reached. Whoever trains calls
-    `schedule_step` on every module that has it before each step; `kerneldna.training` does.
+    Its state is a buffer, so a checkpoint holds it and evaluation uses what was reached; `step_schedules` moves it.
 
     Args:
         start: Before the first step.
@@ -160,6 +160,22 @@ class Schedule(nn.Module):
     def extra_repr(self) -> str:
         """Show the ends and the length."""
         return f"{self.start:g} to {self.end:g} in {self.epochs:g} epochs"
+
+
+def step_schedules(model: nn.Module, step: int, steps_per_epoch: int) -> None:
+    """Move every schedule of `model` (temperatures, tau) to where it stands before a training step.
+
+    `kerneldna.training` calls it; a training loop of your own calls it before each step.
+
+    Args:
+        model: The network; an averaged copy of it needs a call of its own.
+        step: Finished steps, over all epochs.
+        steps_per_epoch: Steps in one epoch.
+    """
+    for module in model.modules():
+        schedule_step = getattr(module, "schedule_step", None)
+        if callable(schedule_step):
+            schedule_step(step, steps_per_epoch)
 
 
 def mix(coefficients: Tensor, experts: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kerneldna import surgery
 from kerneldna.dynamic import ConvOrLinear
+from kerneldna.kinds import is_pixel, is_plain, is_shortcut, kind_of
 from kerneldna.plan import Skip
 from kerneldna.surgery import Call, Trace
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-_SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def survey(model: nn.Module, traced: Trace) -> Survey:
         module = modules[name]
         block = _block_of(name, blocks)
         last = block or last
-        if _may_be_gate(module, call) and not (last and _is_pixel(last.output)):
+        if _may_be_gate(module, call) and not (last and is_pixel(last.output)):
             skipped.append(Skip(name, "it sees one pixel: a gate or a classifier"))
-        elif type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward):
+        elif not is_plain(module):
             skipped.append(Skip(name, f"{type(module).__name__} has a forward of its own"))
         else:
             role = _role(name, blocks, order=list(layers))
@@ -123,17 +123,6 @@ def get(model: nn.Module, name: str) -> ConvOrLinear:
             f"{name!r} is a {type(layer).__name__}, not a convolution; the plan was made for another network"
         )
     return layer
-
-
-def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    """Return the kind of a convolution, or of a Linear on maps: see `Convolution`; None for anything else."""
-    if isinstance(module, nn.Linear):
-        return "pointwise" if len(input_shape) == 4 else None
-    if not isinstance(module, nn.Conv2d):
-        return None
-    if module.groups == 1:
-        return "pointwise" if module.kernel_size == (1, 1) else "dense"
-    return "depthwise" if module.groups == module.in_channels else "grouped"
 
 
 def out_channels_of(layer: nn.Module) -> int:
@@ -191,11 +180,11 @@ def _branch_end(
     end = None
     for inner, made in calls.items():
         module = modules[inner]
-        if not inner.startswith(f"{name}.") or _is_shortcut(inner[len(name) :]):
+        if not inner.startswith(f"{name}.") or is_shortcut(inner[len(name) :]):
             continue
         if not (kind_of(module, made.input) or isinstance(module, _NORMS)):
             continue
-        if _is_pixel(made.output) and not _is_pixel(call.output):
+        if is_pixel(made.output) and not is_pixel(call.output):
             continue
         if len(made.output) == 4 and out_channels_of(module) == call.output[1]:
             end = inner
@@ -205,7 +194,7 @@ def _branch_end(
 def _role(name: str, blocks: Sequence[Block], *, order: Sequence[str]) -> str:
     """Return the role of the convolution `name`; `order` are all, as they run."""
     if (block := _block_of(name, blocks)) is not None:
-        return "shortcut" if _is_shortcut(name[len(block.name) :]) else "block"
+        return "shortcut" if is_shortcut(name[len(block.name) :]) else "block"
     place = order.index(name)
     inside = [i for i, other in enumerate(order) if _block_of(other, blocks)]
     if place == 0 or (inside and place < inside[0]):
@@ -217,14 +206,6 @@ def _block_of(name: str, blocks: Sequence[Block]) -> Block | None:
     return next((block for block in blocks if name.startswith(f"{block.name}.")), None)
 
 
-def _is_shortcut(path: str) -> bool:
-    return any(part.startswith(_SHORTCUTS) for part in path.split("."))
-
-
 def _may_be_gate(module: nn.Module, call: Call) -> bool:
     """Whether a 1x1 layer sees one pixel, as in squeeze-and-excitation."""
-    return _is_pixel(call.input) and getattr(module, "kernel_size", (1, 1)) == (1, 1)
-
-
-def _is_pixel(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[2:] == (1, 1)
+    return is_pixel(call.input) and getattr(module, "kernel_size", (1, 1)) == (1, 1)

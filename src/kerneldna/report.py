@@ -32,7 +32,7 @@ class RunReport:
         stored_bytes: Size of the checkpoint in bytes.
         top1: Accuracy, fraction 0-1.
         latency_ratio: Time relative to the first run, both measured interleaved; 1.0 is the same.
-        latency_spread: Lowest and highest ratio seen.
+        latency_spread: Quartiles of that ratio over the rounds, 25 % and 75 %.
         curves: `epoch`, `train_loss`, `val_loss` and `top1` (fraction), one value an epoch.
         stages: What `kerneldna.diagram.stage_svg` draws, one entry a stage; empty for a plain network.
         attentions: Child name -> {"parent": its parent's name, "spatial": k_h rows of k_w numbers}.
@@ -119,7 +119,7 @@ def _comparison(runs: Sequence[RunReport]) -> str:
     if len(runs) > 1:
         how += (
             f"Small print compares with {first.name}; time is a ratio from runs measured in turn on one "
-            "machine, below it the lowest and highest ratio seen."
+            "machine, below it the middle half of the rounds."
         )
     return _section("comparison", "Comparison" if len(runs) > 1 else "Result", _table(heads, rows), how=how)
 

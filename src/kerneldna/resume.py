@@ -16,10 +16,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from kerneldna.data import ImageData
 from kerneldna.files import atomic
+from kerneldna.loaders import ImageLoader, TrainLoader, train_loader, val_loader
+from kerneldna.recipe import Recipe
 from kerneldna.runs import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -42,15 +45,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-        self.listen()
+        self._set(dict.fromkeys(_SIGNALS, self._ask))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._set(self._before)
-
-    def listen(self) -> None:
-        """Take the signals; a second call takes them back from whoever took them since."""
-        self._set(dict.fromkeys(_SIGNALS, self._ask))
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -67,11 +66,67 @@ class StopRequest:
                     signal.signal(number, handler)
 
 
+class RunImages(LightningDataModule):
+    """The loaders of a run: built where Lightning knows the process's rank, at the run's position.
+
+    Args:
+        data: The data set.
+        recipe: The recipe of the run.
+
+    Attributes:
+        position: The (epoch, batch) that the next pass over the training images starts at.
+    """
+
+    def __init__(self, data: ImageData, recipe: Recipe) -> None:
+        super().__init__()
+        self.position = (0, 0)
+        self._data, self._recipe = data, recipe
+        self._train: TrainLoader | None = None
+        self._val: ImageLoader | None = None
+        self._bad_before = 0
+
+    @property
+    def bad_images(self) -> int:
+        """How many times an image could not be read, over all parts of the run."""
+        return self._bad_before + sum(loader.bad_images for loader in (self._train, self._val) if loader)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Build the training loader of this process."""
+        self._train = train_loader(self._data, self._recipe, **self._place())
+        self._train.set_position(*self.position)
+        self._train.worker_init_fn = _leave_signals
+        return self._train
+
+    def val_dataloader(self) -> ImageLoader:
+        """Build the validation loader of this process."""
+        self._val = val_loader(self._data, self._recipe, **self._place())
+        self._val.worker_init_fn = _leave_signals
+        return self._val
+
+    def move_to(self, epoch: int, batch: int) -> None:
+        """Let the next pass over the training images start at `batch` of `epoch`."""
+        self.position = (epoch, batch)
+        if self._train is not None:
+            self._train.set_position(epoch, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, and the count of bad images."""
+        return {"position": self.position, "bad_images": self.bad_images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up."""
+        self._bad_before = state_dict["bad_images"]
+        self.move_to(*state_dict["position"])
+
+    def _place(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+
+
 class RunKeeper(Callback):
     """Writes metrics.csv and last.ckpt, and stops a run where it can go on exactly.
 
-    It needs a task with `mean_train_loss()` and `lr`, and a data module whose `position` is the (epoch,
-    batch) that its training loader starts at, with `move_to` to set it.
+    It needs a task with `mean_train_loss()` and `lr`, and a `RunImages` as data module.
 
     Args:
         folder: Where to write.
@@ -96,8 +151,7 @@ class RunKeeper(Callback):
         self.rows, self._seconds = state_dict["rows"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals back from Lightning, and cut the table to the epochs of the checkpoint."""
-        self._stop.listen()
+        """Cut the table to the epochs of the checkpoint."""
         self._clock = self._saved = time.monotonic()
         if trainer.is_global_zero:
             self._folder.write_metrics(self.rows)
@@ -151,6 +205,14 @@ class RunKeeper(Callback):
         with atomic(last) if trainer.is_global_zero else contextlib.nullcontext(last) as path:
             trainer.save_checkpoint(path)  # every process takes part, the first one writes
         self._saved = time.monotonic()
+
+
+def _leave_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the training process: without its workers it could not stop in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        # A minute's grace, not for ever: multiprocessing ends a worker that hangs by SIGTERM.
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 def _any_process(trainer: Trainer, *flags: bool) -> list[bool]:

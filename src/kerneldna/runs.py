@@ -99,11 +99,18 @@ class RunFolder:
         table.writerows(rows)
         write_text(self.metrics_file, text.getvalue())
 
-    def read_curves(self) -> dict[str, list[float]]:
-        """Return the columns epoch, train_loss, val_loss and top1 of the table of epochs."""
-        with self.metrics_file.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {key: [float(row[key]) for row in rows] for key in ("epoch", "train_loss", "val_loss", "top1")}
+    def read_metrics(self) -> list[dict[str, float | None]]:
+        """Return the table of epochs; what was not measured is None."""
+        with self.metrics_file.open(encoding="utf-8", newline="") as file:
+            return [
+                {name: float(text) if text else None for name, text in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def read_curves(self) -> dict[str, list[Any]]:
+        """Return the columns of the table of epochs that plots and reports draw."""
+        rows = self.read_metrics()
+        return {key: [row[key] for row in rows] for key in ("epoch", "train_loss", "val_loss", "top1")}
 
     def write_result(self, figures: Mapping[str, Any]) -> None:
         """Write the figures of the finished run."""

@@ -16,13 +16,13 @@ from torch import nn
 
 from kerneldna import pattern as patterns_
 from kerneldna import surgery
+from kerneldna.kinds import is_pixel, is_plain, is_shortcut, kind_of
 from kerneldna.pattern import Pattern, Slot
 from kerneldna.plan import Block, Layer, Skip, Stage
 from kerneldna.surgery import Trace
 
 KINDS = ("dense", "pointwise", "depthwise")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
 
 
 @dataclass(frozen=True)
@@ -94,30 +94,15 @@ def find_blocks(model: nn.Module, traced: Trace, stage: str, *, eligible: Collec
             if call.name != name and not call.name.startswith(f"{name}."):
                 continue
             module = surgery.get(model, call.name)
-            on_map = not _is_pooled(call.input) or _is_pooled(inputs[name])
-            if (
-                kind_of(module, call.input) in eligible
-                and on_map
-                and not _is_shortcut(call.name[len(name) :])
-            ):
-                if type(module).forward in (nn.Conv2d.forward, nn.Linear.forward):
+            on_map = not is_pixel(call.input) or is_pixel(inputs[name])
+            if kind_of(module, call.input) in eligible and on_map and not is_shortcut(call.name[len(name) :]):
+                if is_plain(module):
                     slots.append(Slot(call.name, tuple(module.weight.shape)))  # pyright: ignore
                 else:
                     skipped.append(Skip(call.name, f"{type(module).__name__} has a forward of its own"))
         if slots:
             blocks[name] = tuple(slots)
     return Found(container, blocks, tuple(skipped))
-
-
-def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    """Return "dense", "pointwise" or "depthwise" for a convolution (or a Linear on maps), None for anything else."""
-    if isinstance(module, nn.Linear):
-        return "pointwise" if len(input_shape) == 4 else None
-    if not isinstance(module, nn.Conv2d):
-        return None
-    if module.groups == 1:
-        return "pointwise" if module.kernel_size == (1, 1) else "dense"
-    return "depthwise" if module.groups == module.in_channels else None
 
 
 def add_(model: nn.Module, stages: Collection[Stage], traced: Trace) -> None:
@@ -248,15 +233,6 @@ def _is_sequence(module: nn.Module) -> bool:
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
     return alike and any(children[0].children()) and not isinstance(children[0], _CONTAINERS)
-
-
-def _is_shortcut(path: str) -> bool:
-    return any(part.startswith(_SHORTCUTS) for part in path.split("."))
-
-
-def _is_pooled(shape: tuple[int, ...]) -> bool:
-    """Whether a map is one pixel: inside a block of larger maps that is squeeze-and-excitation."""
-    return len(shape) == 4 and shape[2:] == (1, 1)
 
 
 def _next_name(name: str, stage: str) -> str:

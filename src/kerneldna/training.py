@@ -1,7 +1,7 @@
 """A recipe in, a trained run folder out; and the figures of a trained network.
 
     result = train(load_recipe("resnet18-kerneldna-digits"), run_dir="runs/digits")
-    result.top1                        # 0.98
+    result.top1                        # a fraction 0-1
     evaluate("runs/digits")["top1"]    # the same, from the saved network
 
 A run that is stopped (Ctrl-C, SIGTERM) or killed goes on with `train(..., resume=True)` and ends with the
@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import platform
-import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,16 +23,17 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from kerneldna import checkpoint
-from kerneldna.data import ImageData, ImageLoader, TrainLoader, open_data, train_loader, val_loader
+from kerneldna.data import open_data
+from kerneldna.loaders import val_loader
 from kerneldna.recipe import Recipe
 from kerneldna.registry import suggest, tasks
-from kerneldna.resume import RunKeeper, StopRequest
+from kerneldna.resume import RunImages, RunKeeper, StopRequest
 from kerneldna.runs import Result, RunFolder
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def train(
     folder = RunFolder(run_dir)
     data = open_data(recipe.data.source)
     with _quiet(), StopRequest() as stop:
-        keeper, images = RunKeeper(folder, stop), _Images(data, recipe)
+        keeper, images = RunKeeper(folder, stop), RunImages(data, recipe)
         trainer = _trainer(
             recipe,
             callbacks=[keeper],
@@ -150,64 +150,22 @@ def evaluate(
     return {**figures, "images": images, "seconds": seconds}
 
 
-class _Images(LightningDataModule):
-    """The loaders of a run: built where Lightning knows the process's rank, at the run's position."""
+class _ProgressBar(RichProgressBar):
+    """Counts epochs from 1, and shows figures alone."""
 
-    def __init__(self, data: ImageData, recipe: Recipe) -> None:
-        super().__init__()
-        self.position = (0, 0)
-        self._data, self._recipe = data, recipe
-        self._train: TrainLoader | None = None
-        self._val: ImageLoader | None = None
-        self._bad_before = 0
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
 
-    @property
-    def bad_images(self) -> int:
-        """How many times an image could not be read, over all parts of the run."""
-        return self._bad_before + sum(loader.bad_images for loader in (self._train, self._val) if loader)
-
-    def train_dataloader(self) -> TrainLoader:
-        self._train = train_loader(self._data, self._recipe, **self._place())
-        self._train.set_position(*self.position)
-        self._train.worker_init_fn = _leave_signals
-        return self._train
-
-    def val_dataloader(self) -> ImageLoader:
-        self._val = val_loader(self._data, self._recipe, **self._place())
-        self._val.worker_init_fn = _leave_signals
-        return self._val
-
-    def move_to(self, epoch: int, batch: int) -> None:
-        """Let the next pass over the training images start at `batch` of `epoch`."""
-        self.position = (epoch, batch)
-        if self._train is not None:
-            self._train.set_position(epoch, batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "bad_images": self.bad_images}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._bad_before = state_dict["bad_images"]
-        self.move_to(*state_dict["position"])
-
-    def _place(self) -> dict[str, int]:
-        trainer = self.trainer
-        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
-
-
-def _leave_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the training process: without its workers it could not stop in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        # A minute's grace, not for ever: multiprocessing ends a worker that hangs by SIGTERM.
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 def _trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, **options: Any) -> Trainer:
     """Return Lightning's Trainer without what a run folder makes needless."""
     trainer = Trainer(
         precision=_PRECISIONS[recipe.precision],
-        callbacks=[*callbacks, RichProgressBar()] if progress else callbacks,
+        callbacks=[*callbacks, _ProgressBar()] if progress else callbacks,
         enable_progress_bar=progress,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -217,6 +175,8 @@ def _trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, **opt
         sync_batchnorm=torch.cuda.is_available(),
         **options,
     )
+    # Lightning's own handlers talk to the other processes from inside the signal, which can block all of them.
+    trainer._signal_connector.register_signal_handlers = lambda: None
     if isinstance(trainer.strategy, DDPStrategy):
         # DDP's broadcast in each forward waits for ever where one process has a validation batch more.
         trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)

@@ -7,7 +7,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from kerneldna.data import open_data, train_loader
+from kerneldna.data import open_data
+from kerneldna.loaders import train_loader
 from kerneldna.recipe import load_recipe
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageColumn
-from kerneldna.data import open_data, train_loader
+from kerneldna.data import open_data
 from kerneldna.datasets.parquet import Parquet
+from kerneldna.loaders import train_loader
 from kerneldna.recipe import load_recipe
 
 CLASSES = ClassLabel(names=["cat", "dog"])

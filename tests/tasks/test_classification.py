@@ -58,6 +58,7 @@ def fit(task: Classification, train=None, **options) -> Trainer:
         max_epochs=task.recipe.schedule.epochs,
         accelerator="cpu",
         enable_checkpointing=False,
+        num_sanity_val_steps=0,
         **quiet,
         **options,
     )

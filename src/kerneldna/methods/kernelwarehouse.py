@@ -157,7 +157,7 @@ class Warehouse(nn.Module):
                 f"warehouse {name!r}: a budget of {self.budget} gives {count} cells for {sum(blocks)} blocks, of which "
                 f"{started} would start with a cell; use a smaller plane_ratio (0.5), which makes 4 times as many blocks"
             )
-        cells = members[0].weight.new_empty(count, self.out_channels * self.in_channels)
+        cells = members[0].weight.new_zeros(count, self.out_channels * self.in_channels)
         self.cells = nn.Parameter(cells.detach())
 
     def mixtures_of(self, layer: ConvOrLinear) -> int:
@@ -209,7 +209,9 @@ class WarehouseConv2d(DynamicLayer):
         self.head = attention_linear(hidden, mixtures * slots, like=like)
         self.tau = Schedule(options.tau_start, options.tau_end, epochs=options.tau_epochs, like=like)
         beta = nn.functional.one_hot(warehouse.take(mixtures), slots)
-        self.register_buffer("beta", beta.to(like.device, like.dtype), persistent=False)
+        self.register_buffer(
+            "beta", beta.to(like.device, torch.bool)
+        )  # a checkpoint holds who started with what
 
     def coefficients(self, x: Tensor) -> Tensor:
         """Return alpha for input maps `x`: `(B, mixtures, cells)`, the absolute values of a mixture at most 1 in sum."""
@@ -227,11 +229,9 @@ class WarehouseConv2d(DynamicLayer):
     def _assembled(self, blocks: Tensor) -> Tensor:
         """Put blocks `(B, mixtures, numel)` together to kernels `(B, out_channels, in_channels/groups, k, k)`."""
         out, into = self.warehouse.out_channels, self.warehouse.in_channels
-        in_channels = self.in_channels // self.groups
+        out_channels, in_channels, height, width = self.kernel_shape
         # a mixture's number counts positions slowest, then output blocks, then input blocks
-        parts = blocks.reshape(
-            -1, *self.kernel_size, self.out_channels // out, in_channels // into, out, into
-        )
+        parts = blocks.reshape(-1, height, width, out_channels // out, in_channels // into, out, into)
         return parts.permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, *self.kernel_shape)
 
     def _replicate_for_data_parallel(self) -> NoReturn:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from kerneldna.dynamic import step_schedules
 from kerneldna.models import create_model
 from kerneldna.optim import learning_rate, make_optimizer
 from kerneldna.recipe import Recipe
@@ -82,10 +83,7 @@ class Classification(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step's draws and move the schedules of the method."""
         self._seed_step()
-        for module in self.modules():
-            schedule_step = getattr(module, "schedule_step", None)
-            if callable(schedule_step):
-                schedule_step(self.global_step, int(self.trainer.num_training_batches))
+        step_schedules(self, self.global_step, int(self.trainer.num_training_batches))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of images `(B, 3, H, W)` and class indices `(B,)`.

@@ -1,0 +1,36 @@
+"""What a layer is, read off its class, its name and the shape of its input."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
+
+
+def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    """Return "dense", "pointwise", "depthwise", or "grouped" for a convolution of any other group count.
+
+    A Linear on channels-last maps is "pointwise"; anything else is None.
+    """
+    if isinstance(module, nn.Linear):
+        return "pointwise" if len(input_shape) == 4 else None
+    if not isinstance(module, nn.Conv2d):
+        return None
+    if module.groups == 1:
+        return "pointwise" if module.kernel_size == (1, 1) else "dense"
+    return "depthwise" if module.groups == module.in_channels else "grouped"
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a convolution or Linear computes what its class says: it has no forward of its own."""
+    return type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
+
+
+def is_shortcut(path: str) -> bool:
+    """Whether the name of a module inside a block says that it is on the shortcut."""
+    return any(part.startswith(_SHORTCUTS) or part == "proj" for part in path.split("."))
+
+
+def is_pixel(shape: tuple[int, ...]) -> bool:
+    """Whether a map is one pixel: inside a block of larger maps that is squeeze-and-excitation."""
+    return len(shape) == 4 and shape[2:] == (1, 1)
