@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+import kerneldna as kd
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +32,23 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.fail(f"KDNA_DATA is {given!r}, which is not a folder; unset it to skip the tests on real data")
     return path
+
+
+@pytest.fixture(scope="session")
+def settle() -> Callable[..., nn.Module]:
+    """A function that moves a network away from its start, as training does, and returns it in eval mode.
+
+    A fresh network starts with branches near zero, and would hide what a layer does.
+    """
+
+    def move(model: nn.Module, x: torch.Tensor, *, rounds: int = 3) -> nn.Module:
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or name.endswith(("spatial", "filter")):
+                nn.init.normal_(parameter, 0.5, 0.2)
+        kd.step_schedules(model, 50, 10)
+        with torch.no_grad():
+            for _ in range(rounds):
+                model.train()(x)
+        return model.eval()
+
+    return move

@@ -111,6 +111,10 @@ def test_the_switches():
     assert make_child("pointwise")[1].spatial is None
 
 
+def test_the_hidden_width_of_the_gate_is_at_least_one():
+    assert make_child("dense", reduction=16)[1].gate.fc1.out_channels == 1
+
+
 def test_the_parent_is_borrowed_not_owned():
     parent, child = make_child("dense")
     assert not any(p is parent.weight for p in child.parameters())

@@ -17,18 +17,17 @@ class ChannelAttention(nn.Module):
 
     Args:
         channels: Channels of the input.
-        reduction: The hidden width is `channels // reduction`, at least 1.
+        hidden: The hidden width.
         norm: "batch" (the paper's) or "none", which puts a bias in its place and trains at batch size 1.
         channels_last: The input is `(B, ..., channels)` instead of `(B, channels, H, W)`.
     """
 
     def __init__(
-        self, channels: int, reduction: int = 4, *, norm: str = "batch", channels_last: bool = False
+        self, channels: int, hidden: int, *, norm: str = "batch", channels_last: bool = False
     ) -> None:
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
-        hidden = max(1, channels // reduction)
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=norm == "none")
         self.norm = nn.BatchNorm2d(hidden) if norm == "batch" else nn.Identity()
         self.fc2 = nn.Conv2d(hidden, channels, 1)

@@ -117,7 +117,8 @@ class ChildConv2d(_Child):
         filter: bool = True,
         norm: str = "batch",
     ) -> None:
-        gate = ChannelAttention(replaced.in_channels, reduction, norm=norm) if channel else None
+        hidden = max(1, replaced.in_channels // reduction)
+        gate = ChannelAttention(replaced.in_channels, hidden, norm=norm) if channel else None
         super().__init__(name, parent, replaced, gate=gate)
         self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
         self.kernel_size, self.stride, self.padding = replaced.kernel_size, replaced.stride, replaced.padding
@@ -184,13 +185,11 @@ class ChildLinear(_Child):
         filter: bool = True,
         norm: str = "batch",
     ) -> None:
-        gate = (
-            ChannelAttention(replaced.in_features, reduction, norm=norm, channels_last=True)
-            if channel
-            else None
-        )
+        channels = replaced.in_features
+        hidden = max(1, channels // reduction)
+        gate = ChannelAttention(channels, hidden, norm=norm, channels_last=True) if channel else None
         super().__init__(name, parent, replaced, gate=gate)
-        self.in_features, self.out_features = replaced.in_features, replaced.out_features
+        self.in_features, self.out_features = channels, replaced.out_features
         if filter:
             self.filter = nn.Parameter(torch.zeros(self.out_features, 1))
         self.to(replaced.weight.device, replaced.weight.dtype)
@@ -206,8 +205,7 @@ class ChildLinear(_Child):
         if self.gate is None:
             return linear
         channels, hidden = self.in_features, self.gate.fc1.out_channels
-        gate = ChannelAttention(channels, channels // hidden, norm="none", channels_last=True)
-        gate.fc1 = nn.Conv2d(channels, hidden, 1)
+        gate = ChannelAttention(channels, hidden, norm="none", channels_last=True)
         _fill_gate(gate.fc1, gate.fc2, self.gate)
         return (
             nn.Sequential(OrderedDict(gate=gate, linear=linear)).to(self.weight.device).train(self.training)

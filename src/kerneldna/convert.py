@@ -71,7 +71,9 @@ def plan(model: nn.Module, method: Method, *, input_size: InputSize | None = Non
 def convert_(
     model: nn.Module, plan_or_method: Plan | Method, *, input_size: InputSize | None = None
 ) -> nn.Module:
-    """Change `model` in place as planned; weights are kept, a child starts as a copy of its parent's kernel.
+    """Change `model` in place as planned; weights are kept.
+
+    A KernelDNA child starts as a copy of its parent's kernel; what a plan adds (blocks, kernels of the peers) starts untrained.
 
     Args:
         model: The network the plan was made for, or one built alike.

@@ -72,7 +72,9 @@ def fuse_structure_(model: nn.Module) -> dict[str, nn.Module]:
     """
     replaced = {name: module for name, module in model.named_modules() if hasattr(module, "fused")}
     if not replaced:
-        raise ValueError("nothing to fuse: no layer of this network was converted (see kerneldna.convert_)")
+        raise ValueError(
+            "nothing to fuse: this network has no child layer; fusing is for networks converted by KernelDNA"
+        )
     plain = {name: module.fused() for name, module in replaced.items()}  # pyright: ignore[reportCallIssue]
     for name, module in plain.items():
         surgery.replace_(model, name, module)

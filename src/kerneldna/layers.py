@@ -6,9 +6,10 @@ MobileNetV2's InvertedResidual, ConvNeXt's block. Where no sequence holds any, a
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -123,6 +124,29 @@ def get(model: nn.Module, name: str) -> ConvOrLinear:
             f"{name!r} is a {type(layer).__name__}, not a convolution; the plan was made for another network"
         )
     return layer
+
+
+def branch_ends(model: nn.Module, traced: Trace) -> tuple[str, ...]:
+    """Return the end of every block's branch: what methods that gate the branch before the shortcut is added stand behind.
+
+    Raises:
+        ValueError: If the network has no blocks.
+    """
+    ends = tuple(block.end for block in survey(model, traced).blocks)
+    if not ends:
+        raise ValueError(
+            f"{type(model).__name__} has no blocks to put gates in; a block is a module of two convolutions or more, "
+            "in a sequence or one of several of its class"
+        )
+    return ends
+
+
+def put_behind_(model: nn.Module, name: str, gate: nn.Module) -> None:
+    """Put `gate` behind the layer called `name`, which becomes the part called "before" of a sequence."""
+    before = surgery.get(model, name)
+    like = next(chain(before.parameters(), model.parameters()))
+    gate.to(like.device, like.dtype)
+    surgery.replace_(model, name, nn.Sequential(OrderedDict(before=before, gate=gate)))
 
 
 def out_channels_of(layer: nn.Module) -> int:

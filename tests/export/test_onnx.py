@@ -56,3 +56,14 @@ def test_missing_packages_are_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'kerneldna\[export\]'"):
         export(model, tmp_path / "m.onnx")
+
+
+def test_a_network_of_per_image_kernels_needs_a_fixed_batch(tmp_path):
+    import onnxruntime
+
+    dynamic = kd.create_model("resnet18", method="odconv", num_classes=4, width=0.125, stem="small").eval()
+    with pytest.raises(ValueError, match="export with a fixed batch size"):
+        export(dynamic, tmp_path / "m.onnx")
+    assert export(dynamic, tmp_path / "m.onnx", batch=3) < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert session.get_inputs()[0].shape[0] == 3

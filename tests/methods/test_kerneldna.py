@@ -92,6 +92,13 @@ def test_without_patterns_any_cnn_is_converted():
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 4)
 
 
+def test_nothing_to_share_is_said():
+    with torch.device("meta"):
+        model = timm.create_model("resnet18")
+    with pytest.raises(ValueError, match="no stage with two depthwise layers of equal kernel shape"):
+        kd.plan(model, kd.KernelDNA(eligible="depthwise"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -32,27 +31,6 @@ def set_tau_(model: nn.Module, tau: float) -> None:
     for module in model.modules():
         if isinstance(module, WarehouseConv2d):
             module.tau.value.fill_(tau)
-
-
-def awake(model: nn.Module, x: Tensor) -> nn.Module:
-    """Give every branch a say: a fresh network starts with branches near zero, and would hide what a layer does."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and not name.endswith("bias"):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(x)
-    return model.eval()
-
-
-def check_a_batch_is_its_images(model: nn.Module, x: Tensor) -> None:
-    model, x = model.double(), x.double()  # norms over a few images magnify rounding
-    with torch.no_grad():
-        single = torch.cat([model(image[None]) for image in x])
-        difference = (model(x) - single).abs().max() / single.std(0).max()
-    assert difference < 1e-7
 
 
 def looped(layer: WarehouseConv2d, replaced: nn.Conv2d, x: Tensor) -> Tensor:
@@ -97,9 +75,9 @@ def test_layers_are_the_formula(tau: float):
     assert warehouse.taken == len(warehouse.cells)
 
 
-def test_at_tau_1_it_is_the_static_network():
+def test_at_tau_1_it_is_the_static_network(settle):
     x = torch.randn(3, 3, 32, 32)
-    model = awake(small(), x)
+    model = settle(small(), x)
     static = kd.create_model("resnet18", width=0.125, stem="small", num_classes=3).eval()
     state = {k: v for k, v in model.state_dict().items() if k in static.state_dict()}
     static.load_state_dict(state, strict=False)
@@ -143,37 +121,9 @@ def test_a_parameter_stands_once_and_every_layer_trains_it():
         assert layer.warehouse is warehouses(model)["stage2"]
 
 
-def test_a_network_without_numbers_takes_a_checkpoint():
+def test_tau_runs_and_is_saved(settle, tmp_path):
     x = torch.randn(2, 3, 32, 32)
-    model = awake(small(), x)
-    with torch.device("meta"):
-        empty = small()
-    empty.load_state_dict(model.state_dict(), assign=True)
-    torch.testing.assert_close(empty.eval()(x), model(x))
-
-
-def test_a_copy_is_tied_to_itself():
-    x = torch.randn(2, 3, 32, 32)
-    model = awake(small(), x)
-    twin = copy.deepcopy(model)
-    before = model(x)
-    for warehouse in warehouses(twin).values():
-        warehouse.cells.data.zero_()
-    torch.testing.assert_close(model(x), before)
-    assert not torch.allclose(twin(x), before)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050", "convnext_tiny"])
-def test_a_batch_is_its_images(name: str):
-    x = torch.randn(3, 3, 64, 64)
-    model = kd.create_model(name, method="kernelwarehouse", width=0.25, num_classes=3)
-    set_tau_(model, 0.3)
-    check_a_batch_is_its_images(awake(model, x), x)
-
-
-def test_tau_runs_and_is_saved(tmp_path):
-    x = torch.randn(2, 3, 32, 32)
-    model = awake(small(tau_epochs=10), x)
+    model = settle(small(tau_epochs=10), x)
     for module in model.modules():
         if hasattr(module, "schedule_step"):
             assert module.value.item() == 1.0
@@ -181,26 +131,6 @@ def test_tau_runs_and_is_saved(tmp_path):
     loaded = kd.load(kd.save(model, tmp_path))
     assert loaded.get_submodule("layer3.0.conv1").tau.value.item() == pytest.approx(0.7)
     torch.testing.assert_close(loaded(x), model(x))
-
-
-def test_bf16_and_channels_last():
-    model = small().to(memory_format=torch.channels_last)  # pyright: ignore
-    set_tau_(model, 0.2)
-    x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        model(x).float().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_export_with_a_fixed_and_a_dynamic_batch():
-    options = KernelWarehouse(tau_start=0.5)
-    group = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 9, 1)]
-    warehouse = Warehouse("stage1", group, options=options)
-    layers = [WarehouseConv2d(str(i), c, warehouse=warehouse, options=options) for i, c in enumerate(group)]
-    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
-    with pytest.raises(ValueError, match="layer '0' makes a kernel for each image"):
-        torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("b", min=2, max=9)},))
 
 
 def test_what_stays_static_is_said():

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
@@ -30,27 +29,6 @@ def small(**options: Any) -> nn.Module:
 def on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
         return kd.create_model(name)
-
-
-def awake(model: nn.Module, x: Tensor) -> nn.Module:
-    """Give every branch a say: a fresh network starts with branches near zero, and would hide what a layer does."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and not name.endswith("bias"):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(x)
-    return model.eval()
-
-
-def check_a_batch_is_its_images(model: nn.Module, x: Tensor) -> None:
-    model, x = model.double(), x.double()  # norms over a few images magnify rounding
-    with torch.no_grad():
-        single = torch.cat([model(image[None]) for image in x])
-        difference = (model(x) - single).abs().max() / single.std(0).max()
-    assert difference < 1e-7
 
 
 def unlike_start(layer: nn.Module) -> nn.Module:
@@ -146,27 +124,9 @@ def test_what_stays_static_is_said():
     assert kd.Plan.from_dict(laid.to_dict()) == laid
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050", "convnext_tiny"])
-def test_a_batch_is_its_images(name: str):
-    x = torch.randn(3, 3, 64, 64)
-    model = kd.create_model(name, method="odconv", width=0.25, num_classes=3)
-    check_a_batch_is_its_images(awake(model, x), x)
-
-
-def test_every_parameter_trains_under_bf16_and_channels_last():
-    model = small().to(memory_format=torch.channels_last)  # pyright: ignore
-    x = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(x).float().square().sum()
-    loss.backward()
-    grads = {name: p.grad for name, p in model.named_parameters()}
-    assert all(grad is not None and grad.isfinite().all() for grad in grads.values())
-    copy.deepcopy(model)(x)
-
-
-def test_temperature_runs_and_is_saved(tmp_path):
+def test_temperature_runs_and_is_saved(settle, tmp_path):
     x = torch.randn(2, 3, 32, 32)
-    model = awake(small(), x)
+    model = settle(small(), x)
     layers = [module for module in model.modules() if hasattr(module, "schedule_step")]
     assert len(layers) == 16
     at_start = model(x)
@@ -180,15 +140,6 @@ def test_temperature_runs_and_is_saved(tmp_path):
     for layer in layers:
         layer.schedule_step(99, 10)
         assert layer.value.item() == 1.0
-
-
-def test_export_with_a_fixed_and_a_dynamic_batch():
-    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
-    kd.convert_(model.eval(), ODConv(), input_size=(3, 8, 8))
-    x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
-    with pytest.raises(ValueError, match="layer '1' makes a kernel for each image"):
-        torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("b", min=2, max=9)},))
 
 
 def test_batch_of_one_in_training():

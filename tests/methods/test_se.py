@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 import kerneldna as kd
 from kerneldna.methods.se import SE
@@ -12,27 +12,6 @@ from kerneldna.methods.se import SE
 def on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
         return kd.create_model(name)
-
-
-def awake(model: nn.Module, x: Tensor) -> nn.Module:
-    """Give every branch a say: a fresh network starts with branches near zero, and would hide what a layer does."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and not name.endswith("bias"):
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(x)
-    return model.eval()
-
-
-def check_a_batch_is_its_images(model: nn.Module, x: Tensor) -> None:
-    model, x = model.double(), x.double()  # norms over a few images magnify rounding
-    with torch.no_grad():
-        single = torch.cat([model(image[None]) for image in x])
-        difference = (model(x) - single).abs().max() / single.std(0).max()
-    assert difference < 1e-7
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet18", 11_778_592), ("resnet50", 28_088_024)])
@@ -48,9 +27,9 @@ def test_every_block_gets_a_gate(name: str):
     assert all(change.name.endswith(ends) for change in laid.changes)
 
 
-def test_a_gate_scales_the_branch_and_not_the_shortcut():
+def test_a_gate_scales_the_branch_and_not_the_shortcut(settle):
     model = kd.create_model("resnet18", method="se", width=0.25, stem="small", num_classes=3)
-    awake(model, torch.randn(4, 3, 32, 32))
+    settle(model, torch.randn(4, 3, 32, 32))
     block = model.get_submodule("layer1.0")
     x = torch.randn(2, 16, 6, 6)
     gated = block.bn2
@@ -60,15 +39,8 @@ def test_a_gate_scales_the_branch_and_not_the_shortcut():
         hidden = (gated.gate.fc1.weight[:, :, 0, 0] @ y.mean((1, 2)) + gated.gate.fc1.bias).relu()
         a = (gated.gate.fc2.weight[:, :, 0, 0] @ hidden + gated.gate.fc2.bias).sigmoid()
         rows.append(y * a[:, None, None])
-    assert gated.gate.fc1.out_channels == 1
+    assert gated.gate.fc1.out_channels == 2
     torch.testing.assert_close(block(x), (torch.stack(rows) + x).relu())
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050", "convnext_tiny"])
-def test_a_batch_is_its_images(name: str):
-    x = torch.randn(3, 3, 64, 64)
-    model = kd.create_model(name, method="se", width=0.5, num_classes=3)
-    check_a_batch_is_its_images(awake(model, x), x)
 
 
 def test_torchvision_trains_and_weights_are_kept():
@@ -82,14 +54,8 @@ def test_torchvision_trains_and_weights_are_kept():
     assert len(same) > 150
 
 
-def test_save_and_load(tmp_path):
-    x = torch.randn(2, 3, 32, 32)
-    model = awake(kd.create_model("resnet18", method="se", width=0.25, stem="small", num_classes=3), x)
-    torch.testing.assert_close(kd.load(kd.save(model, tmp_path))(x), model(x))
-
-
 def test_a_network_without_blocks():
-    with pytest.raises(ValueError, match="VGG has no blocks to put a gate in; SE needs modules of two"):
+    with pytest.raises(ValueError, match="VGG has no blocks to put gates in"):
         kd.plan(torchvision.models.vgg11(init_weights=False), SE())
 
 

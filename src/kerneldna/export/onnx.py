@@ -22,33 +22,41 @@ BATCHES = (1, 2, 7)
 
 @runtimes.register("onnx")
 def export(
-    model: nn.Module, path: str | Path, *, input_size: InputSize | None = None, images: Tensor | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    batch: int | None = None,
+    input_size: InputSize | None = None,
+    images: Tensor | None = None,
 ) -> float:
-    """Write `model` as one ONNX file with a dynamic batch, and compare it with eager in onnxruntime at batch 1, 2 and 7.
+    """Write `model` as one ONNX file, and compare it with eager in onnxruntime.
 
     Args:
         model: A network in eval mode, converted or not, fused or not.
         path: The file to write; it is put in place only after the comparison holds.
+        batch: A fixed batch size; by default the batch is dynamic, and compared at 1, 2 and 7.
         input_size: `(C, H, W)`; by default that of the plan, or what the network says itself.
-        images: Real images to compare on, `(7 or more, C, H, W)`; by default random ones.
+        images: Real images to compare on, `(batch or 7, C, H, W)` or more; by default random ones.
 
     Returns:
         The largest difference to eager, as a fraction of the largest output.
 
     Raises:
-        ValueError: If the network is in training mode, or its outputs in onnxruntime differ by more than 1e-4.
+        ValueError: If the network is in training mode, makes a kernel for each image and no batch is given, or its
+            outputs in onnxruntime differ by more than 1e-4.
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is missing.
     """
     _require()
     if any(module.training for module in model.modules()):
         raise ValueError("the network is in training mode; call model.eval() before export")
+    batches = BATCHES if batch is None else (batch,)
     if images is None:
-        images = surgery.probe(model, input_size or input_size_of(model), batch=max(BATCHES))
-    if len(images) < max(BATCHES):
-        raise ValueError(f"{len(images)} images were given; the comparison needs {max(BATCHES)}")
+        images = surgery.probe(model, input_size or input_size_of(model), batch=max(batches))
+    if len(images) < max(batches):
+        raise ValueError(f"{len(images)} images were given; the comparison needs {max(batches)}")
     with atomic(path) as part:
-        _write(model, images[:2], part)
-        difference = max(_difference(model, images[:n], part) for n in BATCHES)
+        _write(model, images[: batch or 2], part, dynamic=batch is None)
+        difference = max(_difference(model, images[:n], part) for n in batches)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"onnxruntime differs from eager by {difference:.1e} of the largest output; nothing was written"
@@ -57,17 +65,14 @@ def export(
     return difference
 
 
-def _write(model: nn.Module, x: Tensor, path: Path) -> None:
+def _write(model: nn.Module, x: Tensor, path: Path, *, dynamic: bool) -> None:
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
+        # exported by itself first, so that a layer's own error is not wrapped in the ONNX exporter's
+        exported = torch.export.export(model, (x,), dynamic_shapes=shapes)
         program = torch.onnx.export(
-            model,
-            (x,),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
+            exported, (), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")

@@ -79,6 +79,11 @@ class KernelDNA:
         laid, skipped = stages.lay_out(skeleton, traced, self.patterns, eligible=self._kinds)
         layers = [layer for stage in laid for block in stage.blocks for layer in block.layers]
         changes = tuple(Change(layer.name, f"child of {layer.parent}") for layer in layers if layer.parent)
+        if not changes and self.patterns is None:
+            raise ValueError(
+                f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape, so "
+                f"there is nothing to share; try other eligible= kinds ({', '.join(stages.KINDS)}), or name patterns"
+            )
         return Plan(self.name, self.options(), input_size, changes, laid, skipped)
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:

@@ -22,6 +22,7 @@ from kerneldna.dynamic import (
     Trunk,
     attention_linear,
     check_options,
+    check_temperature,
     fresh_experts,
     full_precision,
     mix,
@@ -65,11 +66,7 @@ class ODConv:
 
     def __post_init__(self) -> None:
         check_options(norm=self.norm, num_kernels=self.num_kernels, reduction=self.reduction)
-        if min(self.temperature_start, self.temperature_end) <= 0 or self.temperature_epochs < 0:
-            raise ValueError(
-                f"the temperature runs from {self.temperature_start} to {self.temperature_end} in "
-                f"{self.temperature_epochs} epochs; both ends must be above 0 and the epochs 0 or more"
-            )
+        check_temperature(self.temperature_start, self.temperature_end, self.temperature_epochs)
 
     @classmethod
     def recipe(cls, backbone: str, **options: Any) -> ODConv:

@@ -5,10 +5,10 @@ a = sigmoid(fc2(relu(fc1(mean(x)))))        y = x * a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from kerneldna import layers, surgery
@@ -25,7 +25,7 @@ class SE:
     """Put a squeeze-and-excitation gate at the end of every block's branch, before the shortcut is added.
 
     Args:
-        reduction: The hidden width is channels // reduction.
+        reduction: The hidden width is channels // reduction, at least 2.
 
     Raises:
         ValueError: If the reduction is below 1, or a network has no blocks.
@@ -49,27 +49,23 @@ class SE:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the end of every block's branch."""
-        blocks = layers.survey(skeleton, traced).blocks
-        if not blocks:
-            raise ValueError(
-                f"{type(skeleton).__name__} has no blocks to put a gate in; SE needs modules of two convolutions or more, "
-                "in a sequence or of one class"
-            )
         changes = []
-        for block in blocks:
-            channels = layers.out_channels_of(surgery.get(skeleton, block.end))
-            hidden = max(1, channels // self.reduction)
-            changes.append(Change(block.end, f"followed by a gate {channels} -> {hidden} -> {channels}"))
+        for end in layers.branch_ends(skeleton, traced):
+            channels = layers.out_channels_of(surgery.get(skeleton, end))
+            hidden = self._hidden(channels)
+            changes.append(Change(end, f"followed by a gate {channels} -> {hidden} -> {channels}"))
         return Plan(self.name, self.options(), input_size, tuple(changes))
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
-        """Put each gate behind its layer; the layer is then the part called "before" of a sequence."""
+        """Put each gate behind its layer."""
         for change in plan.changes:
             before = surgery.get(model, change.name)
-            channels = layers.out_channels_of(before)
-            gate = ChannelAttention(
-                channels, self.reduction, norm="none", channels_last=layers.is_channels_last(before)
-            )
-            like = next(before.parameters())
-            gate.to(like.device, like.dtype)
-            surgery.replace_(model, change.name, nn.Sequential(OrderedDict(before=before, gate=gate)))
+            channels, last = layers.out_channels_of(before), layers.is_channels_last(before)
+            gate = ChannelAttention(channels, self._hidden(channels), norm="none", channels_last=last)
+            # opposite units: whatever comes in, the ReLU lets one of the two through, also in a hidden layer of two
+            with torch.no_grad():
+                gate.fc1.weight[1] = -gate.fc1.weight[0]
+            layers.put_behind_(model, change.name, gate)
+
+    def _hidden(self, channels: int) -> int:
+        return max(2, channels // self.reduction)

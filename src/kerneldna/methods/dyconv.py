@@ -1,0 +1,129 @@
+"""DY-Conv: dynamic convolution, attention over kernels (Chen et al. 2020, arXiv 1912.03458).
+
+    a = softmax(V2 relu(V1 mean(x)) / T)          one number for each of the K kernels
+    y = conv(x, sum_j a[j] * W_j)
+
+T runs from 30 to 1: at first all kernels count alike, so that each one learns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna import layers, surgery
+from kerneldna.dynamic import (
+    ConvOrLinear,
+    DynamicLayer,
+    Schedule,
+    Trunk,
+    attention_linear,
+    check_options,
+    check_temperature,
+    fresh_experts,
+    full_precision,
+    mix,
+)
+from kerneldna.plan import Change, Plan, Skip
+from kerneldna.registry import methods
+from kerneldna.surgery import InputSize
+
+_MIN_HIDDEN = 2
+
+
+@methods.register("dyconv")
+@dataclass(frozen=True)
+class DYConv:
+    """Replace every convolution but the stem by one that mixes kernels for each image; every kernel is drawn anew.
+
+    Args:
+        num_kernels: Kernels that each layer mixes.
+        reduction: The hidden width is in_channels // reduction, at least 2.
+        temperature_start: Temperature before training.
+        temperature_end: Temperature after `temperature_epochs`.
+        temperature_epochs: Epochs from start to end, in a straight line, step by step.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    name: ClassVar[str] = "dyconv"
+
+    num_kernels: int = 4
+    reduction: int = 4
+    temperature_start: float = 30.0
+    temperature_end: float = 1.0
+    temperature_epochs: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_options(reduction=self.reduction)
+        if self.num_kernels < 2:
+            raise ValueError(
+                f"num_kernels is {self.num_kernels}; expected 2 or more, a single kernel leaves nothing to mix"
+            )
+        check_temperature(self.temperature_start, self.temperature_end, self.temperature_epochs)
+
+    @classmethod
+    def recipe(cls, backbone: str, **options: Any) -> DYConv:
+        """Return the published configuration, the same for every backbone; `options` replace single values."""
+        return cls(**options)
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that make this method again, as JSON takes them."""
+        return asdict(self)
+
+    def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
+        """Find the convolutions to replace: all but the stem, those of shortcuts too."""
+        found = layers.survey(skeleton, traced)
+        stem = [Skip(conv.name, "a stem stays static") for conv in found.convolutions if conv.role == "stem"]
+        changes = [
+            Change(conv.name, f"DY-Conv of {self.num_kernels} kernels")
+            for conv in found.convolutions
+            if conv.role != "stem"
+        ]
+        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=(*stem, *found.skipped))
+
+    def apply_(self, model: nn.Module, plan: Plan) -> None:
+        """Replace every convolution of the plan."""
+        for change in plan.changes:
+            replaced = layers.get(model, change.name)
+            layer = DYConv2d(change.name, replaced, options=self)
+            surgery.replace_(model, change.name, layer.train(replaced.training))
+
+
+class DYConv2d(DynamicLayer):
+    """A convolution whose kernel is mixed for each image.
+
+    Args:
+        name: Its qualified name, for error messages.
+        replaced: The convolution it stands in for, or a Linear on channels-last maps.
+        options: The method that makes it.
+    """
+
+    def __init__(self, name: str, replaced: ConvOrLinear, *, options: DYConv) -> None:
+        super().__init__(name, replaced)
+        like, hidden = replaced.weight, max(self.in_channels // options.reduction, _MIN_HIDDEN)
+        self.experts = fresh_experts(replaced, options.num_kernels)
+        self.trunk = Trunk(self, hidden, norm="none", like=like)
+        self.kernel = attention_linear(hidden, options.num_kernels, like=like)
+        self.temperature = Schedule(
+            options.temperature_start,
+            options.temperature_end,
+            epochs=options.temperature_epochs,
+            like=like,
+        )
+        # opposite units: whatever comes in, the ReLU lets one of the two through, also in a hidden layer of two
+        with torch.no_grad():
+            self.trunk.fc.weight[1] = -self.trunk.fc.weight[0]
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Return the share of each kernel for input maps `x`: `(B, num_kernels)`, 1 in sum."""
+        with full_precision(x):
+            return torch.softmax(self.kernel(self.trunk(x)) / self.temperature(), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced."""
+        return self.convolve(x, mix(self.coefficients(x), self.experts))
