@@ -16,9 +16,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs, the exported files and the report.")] = Path(
         "demo"
     ),
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs of each run.  [default: the recipes' own]")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each run. Default: the recipes' own.")] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
     """Train a plain and a KernelDNA ResNet18 on scanned digits; fuse, export, compare; write report.html."""

@@ -11,7 +11,7 @@ import typer
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train.")],
     model: Annotated[
-        Path | None, typer.Option(help="Another model folder, such as a fused one.  [default: RUN/model]")
+        Path | None, typer.Option(help="Another model folder, such as a fused one. Default: RUN/model.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,

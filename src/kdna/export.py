@@ -10,8 +10,8 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train, or a model folder.")],
-    out: Annotated[Path | None, typer.Option(help="File to write.  [default: RUN/model.onnx]")] = None,
-    batch: Annotated[int | None, typer.Option(help="A fixed batch size.  [default: dynamic]")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write. Default: RUN/model.onnx.")] = None,
+    batch: Annotated[int | None, typer.Option(help="A fixed batch size. Default: dynamic.")] = None,
     runtime: Annotated[str, typer.Option(help="What runs the file (kdna list runtimes).")] = "onnx",
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch."""

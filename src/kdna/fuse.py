@@ -10,9 +10,7 @@ import typer
 
 def fuse(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train, or a model folder.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the fused model.  [default: RUN/fused]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the fused model. Default: RUN/fused.")] = None,
     mode: Annotated[str, typer.Option(help="accuracy keeps the dynamic gates.")] = "accuracy",
 ) -> dict[str, Any]:
     """Turn a trained network into plain PyTorch modules of the same outputs, and save it."""

@@ -10,7 +10,7 @@ import typer
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (kdna list recipes), or a YAML file.")],
-    run: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE]")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/RECIPE.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Where the images are: a folder, a hub name, or 'digits'.")
     ] = None,
