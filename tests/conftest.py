@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-import kerneldna as kd
-
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
@@ -45,7 +43,6 @@ def settle() -> Callable[..., nn.Module]:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 or name.endswith(("spatial", "filter")):
                 nn.init.normal_(parameter, 0.5, 0.2)
-        kd.step_schedules(model, 50, 10)
         with torch.no_grad():
             for _ in range(rounds):
                 model.train()(x)

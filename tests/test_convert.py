@@ -44,7 +44,7 @@ def test_weights_are_kept(model):
 def test_an_added_block_has_parameters_of_its_own(model):
     kd.convert_(model, kd.KernelDNA(patterns=PATTERNS))
     assert not torch.equal(model.layer4[2].conv2.weight, model.layer4[1].conv2.weight)
-    stds = [float(model.layer4[i].conv2.weight.std()) for i in (1, 2)]
+    stds = [model.layer4[i].conv2.weight.std().item() for i in (1, 2)]
     assert stds[1] == pytest.approx(stds[0], rel=0.05)
 
 
