@@ -164,5 +164,9 @@ def test_fused_equals_unfused(case, model, images):
 
 
 @pytest.mark.slow
-def test_compile_in_one_graph(model, images):
-    assert relative(torch.compile(model, fullgraph=True)(images), model(images)) < 1e-4
+def test_compile_in_one_graph(case, model, images):
+    backend = (
+        "inductor" if case == ("resnet18", "kerneldna") else "aot_eager"
+    )  # one is enough for the code generator
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    assert relative(compiled(images), model(images)) < 1e-4

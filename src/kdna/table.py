@@ -55,7 +55,8 @@ def table(
         console.print(f"[{i}] {note}", markup=False)
     console.print(
         "G MAC: multiply-accumulates of convolutions and matrix products for one 224 x 224 image, in 10^9. The paper's flops "
-        "also count BatchNorm, LayerNorm and pooling: 0.3 % of a ResNet, 4 % of a MobileNetV2."
+        "also count BatchNorm, LayerNorm and pooling: 0.3 % of a ResNet, 4 % of a MobileNetV2. Ours count the mixing of kernels, "
+        "a matrix product; the paper's figures for CondConv and ODConv do not, those for DY-Conv and KernelWarehouse do."
     )
     return {"table": number, "rows": found}
 

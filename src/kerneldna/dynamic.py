@@ -79,7 +79,7 @@ class DynamicLayer(nn.Module):
         if isinstance(batch, torch.SymInt) and torch.compiler.is_exporting():
             raise ValueError(
                 f"layer {self.name!r} makes a kernel for each image and holds the batch in its group count, so it cannot "
-                "be exported with a dynamic batch; export with a fixed batch size, one file for each size"
+                "be exported with a dynamic batch; export with a fixed batch size (batch=), one file for each size"
             )
         if self.padding_mode != "zeros":
             x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0

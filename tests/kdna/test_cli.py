@@ -10,6 +10,7 @@ pytest.importorskip("lightning", reason="needs kerneldna[train]")
 from typer.testing import CliRunner
 
 import kdna
+from kdna.table import NOTES
 
 TINY = [
     "--set", "data.limit_train=64", "--set", "data.limit_val=40", "--set", "schedule.epochs=2", "--no-progress",
@@ -92,6 +93,7 @@ def test_resume_of_a_finished_run_gives_its_figure_again(run):
         (["eval", "/nowhere"], "/nowhere"),
         (["inspect", "resnt18"], "did you mean 'resnet18'"),
         (["list", "model"], "did you mean 'models'"),
+        (["table", "2"], "no table 2; this command has tables 1, 3, 4 and 5"),
         (["export", "/nowhere"], "no config.json"),
         (["export", "/nowhere", "--runtime", "onx"], "did you mean 'onnx'"),
     ],
@@ -101,6 +103,15 @@ def test_errors_are_one_sentence_and_exit_1(words, message, tmp_path, monkeypatc
     result = call(*words, code=1)
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 3, 4, 5])
+def test_table_agrees_with_the_paper(number):
+    shown = call("table", number)
+    for row in last_line(shown)["rows"]:
+        noted = number == 1 and (row["backbone"], row["method"]) in NOTES
+        assert noted or round(row["parameters"] / 1e6, 2) == float(row["params_m"]), row
+    assert number != 1 or "convnext_tiny kdna: the authors' ConvNeXt code was never released" in shown.stdout
 
 
 @pytest.mark.slow
