@@ -83,8 +83,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for panel, precision in zip(panels, PRECISIONS, strict=True):
         for row in rows:
             if row["precision"] == precision:
-                losses = row["train_loss"]
-                panel.plot(range(1, len(losses) + 1), losses, marker=".", label=row["method"])
+                losses, plain = row["train_loss"], row["method"] == "plain"
+                style: dict[str, Any] = {"color": "black", "linestyle": "--"} if plain else {}
+                panel.plot(range(1, len(losses) + 1), losses, marker=".", label=row["method"], **style)
         panel.set(title=precision, xlabel="epoch of 16 steps", xticks=range(1, 5))
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("mean training loss")

@@ -60,7 +60,9 @@ class Classification(LightningModule):
             if self.mixup
             else nn.CrossEntropyLoss(None, label_smoothing=recipe.label_smoothing)
         )
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(
+            nan_strategy="disable"
+        )  # a loss that is not a number shows, it is not left out
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro") if num_classes >= 5 else None
         self.lr = 0.0
