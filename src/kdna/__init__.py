@@ -37,6 +37,7 @@ def make_app() -> Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        epilog="KDNA_TRACEBACK=1 in the environment shows the traceback of an error.",
     )
     commands = {
         "demo": demo.demo,

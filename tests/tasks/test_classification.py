@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -187,3 +188,15 @@ def test_an_image_that_is_not_finite_is_named_as_the_cause():
     images[3, 0, 0, 0] = torch.nan
     with pytest.raises(RuntimeError, match=r"first output that is not finite is that of an image\."):
         fit(Classification(recipe(), 10, model=Tiny()), [(images, targets)])
+
+
+def test_the_validation_loss_is_the_mean_over_images_and_shows_a_nan():
+    task = Classification(recipe(), 10, model=Tiny())
+    whole, part = batches(1, size=8)[0], batches(1, size=3)[0]
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    found = trainer.validate(task, loader([whole, part]), verbose=False)[0]["val_loss"]
+    images, labels = torch.cat([whole[0], part[0]]), torch.cat([whole[1], part[1]])
+    with torch.no_grad():
+        assert found == pytest.approx(F.cross_entropy(task.eval()(images), labels).item(), rel=1e-5)
+    bad = (torch.full_like(part[0], torch.nan), part[1])
+    assert math.isnan(trainer.validate(task, loader([whole, bad]), verbose=False)[0]["val_loss"])

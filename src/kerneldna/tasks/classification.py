@@ -60,9 +60,8 @@ class Classification(LightningModule):
             if self.mixup
             else nn.CrossEntropyLoss(None, label_smoothing=recipe.label_smoothing)
         )
-        self.val_loss = MeanMetric(
-            nan_strategy="disable"
-        )  # a loss that is not a number shows, it is not left out
+        # "disable" lets a loss that is not a number show, and ignores weights: it is given one value an image
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro") if num_classes >= 5 else None
         self.lr = 0.0
@@ -126,7 +125,7 @@ class Classification(LightningModule):
         """Count a batch of images `(B, 3, H, W)` and class indices `(B,)` into the metrics."""
         images, targets = batch
         logits = self(images).float()
-        self.val_loss.update(F.cross_entropy(logits, targets), weight=len(images))
+        self.val_loss.update(F.cross_entropy(logits, targets, reduction="none"))
         for name, metric in (("top1", self.top1), ("top5", self.top5)):
             if metric is not None:
                 metric.update(logits, targets)
