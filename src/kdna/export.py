@@ -17,9 +17,9 @@ def export(
     """Write a trained network as one file for another runtime, checked against PyTorch."""
     import kerneldna as kd
     from kerneldna.registry import runtimes
+    from kerneldna.runs import model_folder
 
     write = runtimes.get(runtime)
-    inner = run / "model"
     path = out or run / f"model.{runtime}"
-    difference = write(kd.load(inner if inner.is_dir() else run), path, batch=batch)
+    difference = write(kd.load(model_folder(run)), path, batch=batch)
     return {"file": str(path), "bytes": path.stat().st_size, "difference": difference}

@@ -16,9 +16,9 @@ def fuse(
     """Turn a trained network into plain PyTorch modules of the same outputs, and save it."""
     import kerneldna as kd
     from kerneldna.convert import state_of
+    from kerneldna.runs import model_folder
 
-    inner = run / "model"
-    model = kd.fuse_(kd.load(inner if inner.is_dir() else run), mode=mode)
+    model = kd.fuse_(kd.load(model_folder(run)), mode=mode)
     folder = kd.save(model, out or run / "fused")
     return {
         "model": str(folder),

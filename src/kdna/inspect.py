@@ -23,11 +23,11 @@ def inspect(
     import yaml
 
     import kerneldna as kd
+    from kerneldna.runs import model_folder
 
     options = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in set_ or [])}
     if Path(model).is_dir():
-        inner = Path(model) / "model"
-        network = kd.load(inner if inner.is_dir() else model)
+        network = kd.load(model_folder(Path(model)))
     else:
         network = kd.create_model(model, method=method, options=options, width=width, stem=stem)
     plan = kd.plan_of(network)

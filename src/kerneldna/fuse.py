@@ -50,7 +50,7 @@ def fuse_(model: nn.Module, *, mode: str = "accuracy", probe: Tensor | None = No
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     before = _outputs(model, x)
     replaced = fuse_structure_(model)
-    difference = _difference(before, _outputs(model, x))
+    difference = surgery.relative_difference(before, _outputs(model, x))
     if not difference <= TOLERANCE:  # also when it is not a number
         for name, module in replaced.items():
             surgery.replace_(model, name, module)
@@ -83,9 +83,3 @@ def fuse_structure_(model: nn.Module) -> dict[str, nn.Module]:
 
 def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
-
-
-def _difference(before: list[Tensor], after: list[Tensor]) -> float:
-    """Return the largest difference as a fraction of the largest output, over all outputs."""
-    pairs = zip(before, after, strict=True)
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in pairs)

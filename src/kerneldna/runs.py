@@ -134,6 +134,12 @@ class RunFolder:
             )
 
 
+def model_folder(path: Path) -> Path:
+    """Return the folder of the trained network in a run folder, or `path` itself where it is such a folder."""
+    inner = RunFolder(path).model_dir
+    return inner if inner.is_dir() else path
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted key."""
     flat: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +156,13 @@ def fresh_copy(module: nn.Module) -> nn.Module:
         if isinstance(part, nn.modules.batchnorm._NormBase) and not any(b.is_meta for b in part.buffers()):
             part.reset_running_stats()
     return new
+
+
+def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest difference between outputs, as a fraction of the largest expected one; not a number if one is not."""
+    pairs = zip(expected, found, strict=True)
+    # torch's max keeps a NaN wherever it stands; Python's would drop it behind a number
+    return torch.stack([(b - a).abs().max() / a.abs().max().clamp_min(1e-12) for a, b in pairs]).max().item()
 
 
 def bytes_of(model: nn.Module) -> int:

@@ -56,7 +56,7 @@ def export(
         raise ValueError(f"{len(images)} images were given; the comparison needs {max(batches)}")
     with atomic(path) as part:
         _write(model, images[: batch or 2], part, dynamic=batch is None)
-        difference = max(_difference(model, images[:n], part) for n in batches)
+        difference = _difference(model, [images[:n] for n in batches], part)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"onnxruntime differs from eager by {difference:.1e} of the largest output; nothing was written"
@@ -80,13 +80,12 @@ def _write(model: nn.Module, x: Tensor, path: Path, *, dynamic: bool) -> None:
 
 
 @torch.no_grad()
-def _difference(model: nn.Module, x: Tensor, path: Path) -> float:
+def _difference(model: nn.Module, inputs: list[Tensor], path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(None, {"images": x.cpu().numpy()})[0])
-    expected = model(x).cpu()
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    found = [torch.from_numpy(session.run(None, {"images": x.cpu().numpy()})[0]) for x in inputs]
+    return surgery.relative_difference([model(x).cpu() for x in inputs], found)
 
 
 def _require() -> None:
