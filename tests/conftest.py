@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+import kerneldna as kd
+
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
@@ -49,3 +51,35 @@ def settle() -> Callable[..., nn.Module]:
         return model.eval()
 
     return move
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + x)
+
+
+@pytest.fixture(scope="session")
+def tiny(settle: Callable[..., nn.Module]) -> nn.Module:
+    """A KernelDNA network of six convolutions, three of them children of one parent, for 16 x 16 images; copy it to change it."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for name, part in {
+        "stem": nn.Conv2d(3, 32, 3, padding=1),
+        "stage": nn.Sequential(*(Block(32) for _ in range(2))),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flat": nn.Flatten(),
+        "head": nn.Linear(32, 4),
+    }.items():
+        model.add_module(name, part)
+    kd.convert_(model, kd.KernelDNA(patterns={"stage": "SS-SF"}), input_size=(3, 16, 16))
+    return settle(model, torch.randn(16, 3, 16, 16))

@@ -79,3 +79,28 @@ def test_folding_needs_running_statistics():
     attention.norm = torch.nn.BatchNorm2d(2, track_running_stats=False)
     with pytest.raises(ValueError, match="keeps no running statistics"):
         attention.folded()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_dropped_gates_are_the_batch_s_mean_in_training(channels_last):
+    attention = randomise(ChannelAttention(8, 4, channels_last=channels_last, drop_rate=0.5))
+    x = torch.randn(64, 5, 6, 8) if channels_last else torch.randn(64, 8, 5, 6)
+    attention.norm.eval()  # so that the gate is the same in both modes
+    gates = attention.gate(x).flatten(1)
+    assert torch.equal(attention(x), x * attention.gate(x))
+    start = attention.mean.clone()
+    attention.training = True
+    y = attention(x)
+    found = (y / x).flatten(1)[:, -8:] if channels_last else (y / x)[:, :, 0, 0]
+    mean = gates.mean(0)
+    kept = (found - gates).abs().amax(1) < 1e-4
+    dropped = (found - mean).abs().amax(1) < 1e-4
+    assert (kept | dropped).all()
+    assert 20 < kept.sum() < 44
+    torch.testing.assert_close(attention.mean, 0.9 * start + 0.1 * mean)
+    attention.training = False
+    assert torch.equal(attention(x), x * attention.gate(x))
+
+
+def test_without_dropping_there_is_no_buffer():
+    assert "mean" not in ChannelAttention(8, 4).state_dict()

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kerneldna.convert import convert_, set_state, state_of
+from kerneldna.convert import convert_, state_of
 from kerneldna.files import atomic, write_json
-from kerneldna.fuse import fuse_structure_
+from kerneldna.fuse import fuse_as_
 from kerneldna.models import create_model
 from kerneldna.plan import Plan
 
@@ -69,8 +69,7 @@ def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     if config.get("plan") and not state_of(model).get("plan"):
         convert_(model, Plan.from_dict(config["plan"]))
     if config.get("fused") and not state_of(model).get("fused"):
-        fuse_structure_(model)
-        set_state(model, fused=config["fused"])
+        fuse_as_(model, config["fused"])
     if problems := _mismatch(model.state_dict(), state):
         raise ValueError(f"{folder / WEIGHTS} is not this network: {'; '.join(problems)}")
     model.load_state_dict(state)

@@ -10,6 +10,7 @@ pickle of a whole model keep the tie inside the copy.
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import prod
 from typing import Any, NoReturn
 
 import torch
@@ -59,15 +60,40 @@ class _Child(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The kernel in effect, in its parent's shape."""
-        kernel = self._parent.weight
-        # one small product first, so that the kernel itself is multiplied once
+        modulation = self.modulation
+        return self._parent.weight if modulation is None else self._parent.weight * modulation
+
+    @property
+    def modulation(self) -> Tensor | None:
+        """What the parent's kernel is multiplied by: one small product, so that the kernel itself is multiplied once."""
         if self.spatial is not None and self.filter is not None:
-            return kernel * ((1 + self.spatial) * (1 + self.filter))
+            return (1 + self.spatial) * (1 + self.filter)
         if self.spatial is not None:
-            return kernel * (1 + self.spatial)
+            return 1 + self.spatial
         if self.filter is not None:
-            return kernel * (1 + self.filter)
-        return kernel
+            return 1 + self.filter
+        return None
+
+    def factors(self, mean: Tensor | None = None) -> list[Tensor]:
+        """Return small tensors whose product with the parent's kernel is the fused one: float64, of the kernel's dimensions.
+
+        Args:
+            mean: The mean of the gate, one value an input channel, if it is to be folded in.
+        """
+        kernel = self._parent.weight
+        found = [1 + p.detach().double() for p in (self.spatial, self.filter) if p is not None]
+        if mean is not None:
+            # grouped: each output channel sees the input channels of its group
+            groups = getattr(self, "groups", 1)
+            seen = mean.to(kernel.device, torch.float64).view(groups, kernel.shape[1])
+            if groups > 1:
+                seen = seen.repeat_interleave(kernel.shape[0] // groups, dim=0)
+            found.append(seen.reshape(-1, kernel.shape[1], *(1,) * (kernel.ndim - 2)))
+        return found
+
+    def _scaled(self, mean: Tensor | None) -> Tensor:
+        kernel = self._parent.weight.detach()
+        return prod(self.factors(mean), start=kernel.double()).to(kernel.dtype)
 
     def _gated(self, x: Tensor) -> Tensor:
         if self.gate is None:
@@ -100,6 +126,7 @@ class ChildConv2d(_Child):
         spatial: With spatial attention, `(1, 1, k, k)`; a 1x1 kernel has none.
         filter: With filter attention, `(out_channels, 1, 1, 1)`.
         norm: Of the channel attention: "batch" or "none".
+        gate_drop_rate: Of the channel attention.
 
     Raises:
         ValueError: If the kernels' shapes differ.
@@ -116,9 +143,12 @@ class ChildConv2d(_Child):
         spatial: bool = True,
         filter: bool = True,
         norm: str = "batch",
+        gate_drop_rate: float = 0.0,
     ) -> None:
-        hidden = max(1, replaced.in_channels // reduction)
-        gate = ChannelAttention(replaced.in_channels, hidden, norm=norm) if channel else None
+        channels, gate = replaced.in_channels, None
+        if channel:
+            hidden = max(1, channels // reduction)
+            gate = ChannelAttention(channels, hidden, norm=norm, drop_rate=gate_drop_rate)
         super().__init__(name, parent, replaced, gate=gate)
         self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
         self.kernel_size, self.stride, self.padding = replaced.kernel_size, replaced.stride, replaced.padding
@@ -142,14 +172,18 @@ class ChildConv2d(_Child):
             x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
-    def fused(self) -> nn.Module:
-        """Return plain modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution."""
+    def fused(self, mean: Tensor | None = None) -> nn.Module:
+        """Return plain modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution.
+
+        Args:
+            mean: The mean of the gate, `(in_channels,)`: then a convolution alone, of the kernel times this.
+        """
         geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
         conv = nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
-        conv = _filled(conv, self.weight, self.bias)
-        if self.gate is None:
+        conv = _filled(conv, self._scaled(mean), self.bias)
+        if self.gate is None or mean is not None:
             return conv
-        return nn.Sequential(OrderedDict(gate=_squeeze_excite(self.gate), conv=conv)).train(self.training)
+        return nn.Sequential(OrderedDict(gate=_squeeze_excite(self.gate), conv=conv))
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Conv2d` would."""
@@ -169,6 +203,7 @@ class ChildLinear(_Child):
         channel: With channel attention.
         filter: With filter attention, `(out_features, 1)`.
         norm: Of the channel attention: "batch" or "none".
+        gate_drop_rate: Of the channel attention.
 
     Raises:
         ValueError: If the kernels' shapes differ.
@@ -184,10 +219,12 @@ class ChildLinear(_Child):
         channel: bool = True,
         filter: bool = True,
         norm: str = "batch",
+        gate_drop_rate: float = 0.0,
     ) -> None:
-        channels = replaced.in_features
-        hidden = max(1, channels // reduction)
-        gate = ChannelAttention(channels, hidden, norm=norm, channels_last=True) if channel else None
+        channels, gate = replaced.in_features, None
+        if channel:
+            hidden = max(1, channels // reduction)
+            gate = ChannelAttention(channels, hidden, norm=norm, channels_last=True, drop_rate=gate_drop_rate)
         super().__init__(name, parent, replaced, gate=gate)
         self.in_features, self.out_features = channels, replaced.out_features
         if filter:
@@ -198,18 +235,20 @@ class ChildLinear(_Child):
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
         return nn.functional.linear(self._gated(x), self.weight, self.bias)
 
-    def fused(self) -> nn.Module:
-        """Return modules that compute the same in eval mode; a channels-last gate stays a ChannelAttention, its norm folded."""
+    def fused(self, mean: Tensor | None = None) -> nn.Module:
+        """Return modules that compute the same in eval mode; a channels-last gate stays a ChannelAttention, its norm folded.
+
+        Args:
+            mean: The mean of the gate, `(in_features,)`: then a Linear alone, of the kernel times this.
+        """
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear = _filled(linear, self.weight, self.bias)
-        if self.gate is None:
+        linear = _filled(linear, self._scaled(mean), self.bias)
+        if self.gate is None or mean is not None:
             return linear
         channels, hidden = self.in_features, self.gate.fc1.out_channels
         gate = ChannelAttention(channels, hidden, norm="none", channels_last=True)
         _fill_gate(gate.fc1, gate.fc2, self.gate)
-        return (
-            nn.Sequential(OrderedDict(gate=gate, linear=linear)).to(self.weight.device).train(self.training)
-        )
+        return nn.Sequential(OrderedDict(gate=gate, linear=linear)).to(self.weight.device)
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Linear` would."""

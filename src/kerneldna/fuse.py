@@ -1,4 +1,4 @@
-"""`fuse_`: turn a trained network into plain PyTorch modules that compute the same.
+"""`fuse_`: turn a trained network into plain PyTorch modules that compute the same, BatchNorm folded in.
 
 Every module of this library that stands for a layer offers `fused()`, the plain modules that compute what it computes in eval mode.
 """
@@ -6,79 +6,186 @@ Every module of this library that stands for a layer offers `fused()`, the plain
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kerneldna import surgery
+from kerneldna import calibrate as calibration
+from kerneldna import fold, surgery
+from kerneldna.calibrate import Batches
 from kerneldna.convert import input_size_of, set_state, state_of
+from kerneldna.fold import Pair
 from kerneldna.registry import suggest
 
 log = logging.getLogger(__name__)
-MODES = ("accuracy",)
+MODES = ("accuracy", "throughput")
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def fuse_(model: nn.Module, *, mode: str = "accuracy", probe: Tensor | None = None) -> nn.Module:
-    """Materialise every child's kernel, in place; a convolutional network then holds no class of this library.
+def fuse_(
+    model: nn.Module,
+    *,
+    mode: str = "accuracy",
+    calibrate: Batches | Mapping[str, Tensor] | None = None,
+    recalibrate_norms: bool = False,
+    probe: Tensor | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Materialise every child's kernel and fold every BatchNorm behind a convolution into it, in place.
 
-    A child becomes `nn.Sequential(gate, conv)`: timm's SqueezeExcite with the gate's BatchNorm folded in, and an `nn.Conv2d`. The
-    outputs before and after are compared on a probe.
+    In "accuracy" mode a child becomes `nn.Sequential(gate, conv)`: timm's SqueezeExcite with the gate's BatchNorm folded in, and an
+    `nn.Conv2d`; outputs stay. In "throughput" mode each gate is replaced by its mean over calibration data, which folds
+    into the kernel: a plain convolution; outputs move a little, so measure the accuracy. A convolutional network then holds no
+    class of this library. Plain networks and the other methods are folded as far as they have pairs of convolution and BatchNorm.
 
     Args:
-        model: A converted network in eval mode.
-        mode: "accuracy" keeps the dynamic gates.
+        model: A network in eval mode.
+        mode: "accuracy" keeps the dynamic gates, "throughput" replaces them by constants.
+        calibrate: For "throughput": images `(B, C, H, W)`, or a loader of such batches or of (images, labels): some hundred
+            training images. Or the means, as `kerneldna.calibrate.gate_means` returns them; networks trained with
+            `gate_drop_rate` have them already.
+        recalibrate_norms: For "throughput": set the BatchNorm statistics anew on the calibration data.
         probe: Input to compare on, `(B, C, H, W)`; by default two random images.
+        progress: Show a progress bar while calibrating.
 
     Returns:
-        The same `model`; the largest relative difference is logged and stands in `state_of(model)["fused"]`.
+        The same `model`. `state_of(model)["fused"]` holds the mode, `difference`, the largest difference that folding made to
+        the outputs, as a fraction of the largest, and for "throughput" `moved`, the same for replacing the gates.
 
     Raises:
-        ValueError: If the network is in training mode, holds nothing to fuse, or is fused already.
-        RuntimeError: If the outputs differ by more than 1e-4 of the largest; the model is then as it was.
+        ValueError: If the network is in training mode, holds nothing to fuse, or is fused already, or calibration data is
+            missing or not images.
+        RuntimeError: If folding moved the outputs by more than 1e-4 of the largest; the model is then as it was.
     """
+    _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
+    means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
+    x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
+    before = expected = _outputs(model, x)
+    statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
+    if means is not None:
+        with calibration.constant_gates(model, means):
+            if recalibrate_norms and calibrate is not None and not isinstance(calibrate, Mapping):
+                calibration.recalibrate_norms_(model, calibrate, progress=progress)
+            expected = _outputs(model, x)
+    replaced = _materialise_(model, means)
+    pairs = fold.find_pairs(model, input_size_of(model))
+    replaced = {**_fold_(model, pairs), **replaced}
+    difference = surgery.relative_difference(expected, _outputs(model, x))
+    if not difference <= TOLERANCE:  # also when it is not a number
+        _put_back_(model, replaced, statistics)
+        raise RuntimeError(
+            f"fused outputs differ by {difference:.2e} of the largest output, more than {TOLERANCE:.0e} allows; the model "
+            "was left unfused. Fuse in float32, and check that its outputs are finite"
+        )
+    noted: dict[str, Any] = {"mode": mode, "difference": difference}
+    if means is not None:
+        noted["moved"] = surgery.relative_difference(before, expected)
+    set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
+    log.info(
+        "fused in %s mode, %d norms folded; largest relative output difference %.1e",
+        mode,
+        len(pairs),
+        difference,
+    )
+    return model
+
+
+def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
+    """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
+    zeros = {name: torch.zeros(gate.fc2.out_channels) for name, gate in calibration.gates_of(model).items()}
+    _materialise_(model, zeros if noted["mode"] == "throughput" else None)
+    _fold_(model, [Pair(conv, norm) for conv, norm in noted.get("folded", ())])
+    set_state(model, fused=dict(noted))
+
+
+def can_fuse(model: nn.Module) -> bool:
+    """Whether there is a child to materialise or a BatchNorm to fold in `model`."""
+    return any(map(_stands_for_a_layer, model.modules())) or bool(
+        fold.find_pairs(model, input_size_of(model))
+    )
+
+
+def _check(model: nn.Module, mode: str, *, calibrate: Any, recalibrate_norms: bool) -> None:
     if mode not in MODES:
         raise ValueError(suggest("mode", mode, MODES))
     if any(module.training for module in model.modules()):
         raise ValueError(
             "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"
         )
-    if state_of(model).get("fused"):
-        raise ValueError("this network is fused already")
-    x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
-    before = _outputs(model, x)
-    replaced = fuse_structure_(model)
-    difference = surgery.relative_difference(before, _outputs(model, x))
-    if not difference <= TOLERANCE:  # also when it is not a number
-        for name, module in replaced.items():
-            surgery.replace_(model, name, module)
-        set_state(model, fused=None)
-        raise RuntimeError(
-            f"fused outputs differ by {difference:.2e} of the largest output, more than {TOLERANCE:.0e} allows; the model "
-            "was left unfused. Fuse in float32, and check that its outputs are finite"
-        )
-    set_state(model, fused={"mode": mode, "difference": difference})
-    log.info("fused %d layers; largest relative output difference %.1e", len(replaced), difference)
-    return model
-
-
-def fuse_structure_(model: nn.Module) -> dict[str, nn.Module]:
-    """Replace every module that offers `fused()`, without comparing outputs; return the replaced ones by name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    replaced = {name: module for name, module in model.named_modules() if hasattr(module, "fused")}
-    if not replaced:
+    if fused := state_of(model).get("fused"):
         raise ValueError(
-            "nothing to fuse: this network has no child layer; fusing is for networks converted by KernelDNA"
+            f"this network is fused already, in {fused['mode']} mode; fuse a copy of the network as it was trained"
         )
-    plain = {name: module.fused() for name, module in replaced.items()}  # pyright: ignore[reportCallIssue]
+    if mode == "accuracy" and (calibrate is not None or recalibrate_norms):
+        raise ValueError(
+            "accuracy mode keeps the gates and takes no calibration data; drop it, or pass mode='throughput'"
+        )
+    if recalibrate_norms and (calibrate is None or isinstance(calibrate, Mapping)):
+        raise ValueError(
+            "recalibrate_norms needs images: pass calibrate=, some hundred training images or a loader of them"
+        )
+    if not can_fuse(model):
+        raise ValueError(
+            "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
+        )
+
+
+def _means(
+    model: nn.Module, calibrate: Batches | Mapping[str, Tensor] | None, *, progress: bool
+) -> Mapping[str, Tensor]:
+    if not calibration.gates_of(model):
+        return {}
+    if isinstance(calibrate, Mapping):
+        return calibrate
+    if calibrate is not None:
+        return calibration.gate_means(model, calibrate, progress=progress)
+    if (tracked := calibration.tracked_means(model)) is not None:
+        return tracked
+    raise ValueError(
+        "throughput mode replaces each gate by its mean over calibration data, and none was given; pass calibrate=, some "
+        "hundred training images or a loader of them (or train with gate_drop_rate, which keeps the means)"
+    )
+
+
+def _stands_for_a_layer(module: nn.Module) -> bool:
+    return hasattr(module, "fused")
+
+
+def _materialise_(model: nn.Module, means: Mapping[str, Tensor] | None) -> dict[str, nn.Module]:
+    """Replace every module that offers `fused()`; return the replaced ones by name."""
+    replaced = {name: module for name, module in model.named_modules() if _stands_for_a_layer(module)}
+    plain: dict[str, nn.Module] = {}
+    for name, module in replaced.items():
+        standing: Any = module
+        mean = means.get(f"{name}.gate") if means else None
+        new: nn.Module = standing.fused() if mean is None else standing.fused(mean)
+        plain[name] = new.train(module.training)
     for name, module in plain.items():
         surgery.replace_(model, name, module)
     return replaced
+
+
+def _fold_(model: nn.Module, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
+    """Fold each pair; return the replaced modules by name."""
+    replaced = {}
+    for pair in pairs:
+        conv, norm = surgery.get(model, pair.conv), surgery.get(model, pair.norm)
+        replaced |= {pair.conv: conv, pair.norm: norm}
+        for name, new in zip((pair.conv, pair.norm), fold.folded(conv, norm), strict=True):
+            surgery.replace_(model, name, new)
+    return replaced
+
+
+def _put_back_(model: nn.Module, replaced: Mapping[str, nn.Module], statistics: Mapping[str, Tensor]) -> None:
+    for name, module in replaced.items():
+        surgery.replace_(model, name, module)
+    buffers = dict(model.named_buffers())
+    for name, kept in statistics.items():
+        buffers[name].copy_(kept)
 
 
 def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
