@@ -76,4 +76,4 @@ class Registry:
 methods = Registry("method", "kerneldna.methods")
 datasets = Registry("dataset", "kerneldna.datasets")
 tasks = Registry("task", "kerneldna.tasks")
-runtimes = Registry("runtime", "kerneldna.export")
+runtimes = Registry("runtime", "kerneldna.runtimes")

@@ -1,0 +1,24 @@
+"""A network as one graph, by `torch.export`, with a batch of any size or of one: what every export runtime starts from."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+
+@torch.no_grad()
+def exported_program(model: nn.Module, x: Tensor, *, dynamic: bool) -> ExportedProgram:
+    """Return the graph of `model` in eval mode.
+
+    Args:
+        model: A network in eval mode.
+        x: Images to trace with, `(B, C, H, W)`.
+        dynamic: Let the batch be of any size; else it is that of `x`.
+    """
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks of the exporter about its own internals
+        return torch.export.export(model, (x,), dynamic_shapes=shapes)

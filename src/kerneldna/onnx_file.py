@@ -1,0 +1,102 @@
+"""A network as one ONNX file: written by torch's dynamo exporter, quantized if asked, its weights stored small; and a session."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna import onnx_weights
+from kerneldna.calibrate import batches
+from kerneldna.exported import exported_program
+from kerneldna.onnx_quantize import quantize
+from kerneldna.runtime import Request
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OLDEST = 18  # the exporter writes no older opset
+
+
+def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
+    """Write `model` as one ONNX file.
+
+    Args:
+        model: A network in eval mode.
+        x: Images to trace with, `(B, C, H, W)`.
+        path: The file to write.
+        request: Storage, compute, shared kernels and the rest.
+
+    Raises:
+        ValueError: If the opset is unknown.
+    """
+    import onnx
+
+    proto = _exported(model, x, request)
+    state = model.state_dict()
+    users = [name for kernel in request.shared for name in kernel.users]
+    places = onnx_weights.places_of(proto, {name: state[name].cpu().numpy() for name in users})
+    if request.compute == "int8" and request.calibrate is not None:
+        images = batches(model, request.calibrate, text="Calibrating", progress=request.progress)
+        size = None if request.dynamic else len(x)
+        proto = quantize(proto, (part.cpu().numpy() for batch in images for part in _parts(batch, size)))
+        onnx_weights.shrink(proto, places, request.shared, storage="int8", quantized=True)
+    else:
+        onnx_weights.shrink(proto, places, request.shared, storage=request.storage)
+    onnx.save(proto, str(path))
+
+
+def session(path: str | Path, *, threads: int | None = None) -> Callable[[Tensor], Tensor | list[Tensor]]:
+    """Return a function from images `(B, C, H, W)` to what the network returns, run by ONNX Runtime on the CPU.
+
+    Args:
+        path: An ONNX file.
+        threads: How many threads an operator may use; by default all cores.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = opened.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor | list[Tensor]:
+        found = [torch.from_numpy(array) for array in opened.run(None, {name: images.contiguous().numpy()})]
+        return found[0] if len(found) == 1 else found
+
+    return run
+
+
+def _parts(batch: Tensor, size: int | None) -> tuple[Tensor, ...]:
+    """Split a batch into those that a network of a fixed batch size takes; images left over are not used."""
+    return (batch,) if size is None else tuple(part for part in batch.split(size) if len(part) == size)
+
+
+def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
+    from onnx.defs import onnx_opset_version
+
+    if request.opset is not None and not OLDEST <= request.opset <= onnx_opset_version():
+        raise ValueError(f"opset {request.opset} was given; expected {OLDEST} to {onnx_opset_version()}")
+    # exported by itself first, so that a layer's own error is not wrapped in the ONNX exporter's
+    exported = exported_program(model, x, dynamic=request.dynamic)
+    count = len(exported.graph_signature.user_outputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
+        program = torch.onnx.export(
+            exported,
+            (),
+            input_names=["images"],
+            output_names=["logits"] if count == 1 else None,
+            opset_version=request.opset,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return program.model_proto

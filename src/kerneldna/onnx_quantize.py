@@ -1,0 +1,86 @@
+"""Static int8 quantization of an ONNX network by ONNX Runtime: uint8 activations, int8 weights with one scale an output channel.
+
+Gates stay in float: they see one pixel, cost nothing, and scale whole channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+_POOLS = ("ReduceMean", "GlobalAveragePool")
+_SIGMOIDS = ("Sigmoid", "HardSigmoid")
+
+
+def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> ModelProto:
+    """Return `model` with its convolutions and matrix products in int8, in QDQ format.
+
+    Args:
+        model: A float network; its weights are initializers.
+        images: Batches `(B, C, H, W)` that the ranges of the activations are taken from.
+
+    Raises:
+        ValueError: If there is no image.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(images)
+            self.count = 0
+
+        def get_next(self) -> Any:
+            batch = next(self.batches, None)
+            self.count += batch is not None
+            return None if batch is None else {"images": batch}
+
+    reader = Reader()
+    root = logging.getLogger()
+    level = root.level
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "int8.onnx"
+        try:
+            root.setLevel(logging.ERROR)  # it advises, through the root logger, what was done already
+            quantize_static(
+                model,
+                out,
+                reader,
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,  # with int8 activations the same network runs at half the speed
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=gate_nodes(model.graph),
+            )
+        except ValueError as error:
+            if not reader.count:
+                raise ValueError(
+                    "calibration data without an image was given; pass some hundred training images"
+                ) from error
+            raise
+        finally:
+            root.setLevel(level)
+        return onnx.load(out)
+
+
+def gate_nodes(graph: GraphProto) -> list[str]:
+    """Return the names of the nodes from a global pool to the sigmoid of a gate (squeeze-and-excitation)."""
+    maker = {name: node for node in graph.node for name in node.output}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        path = []
+        at: Any = node if node.op_type in _SIGMOIDS else None
+        while at is not None and at.op_type not in _POOLS:
+            path.append(at.name)
+            at = maker.get(at.input[0]) if at.input else None
+        if at is not None:
+            found.update(dict.fromkeys([*path, at.name]))
+    return list(found)

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+import kerneldna as kd
+
+onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
+pytest.importorskip("onnxruntime", reason="needs kerneldna[export]")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+
+def save(path, nodes, initializers):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(value, name) for name, value in initializers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+
+
+def test_nodes_on_constants_become_initializers(tmp_path):
+    kernel, scale = np.arange(6, dtype=np.int8).reshape(3, 2), np.array([[0.5, 2]], np.float32)
+    nodes = [
+        helper.make_node("Cast", ["k"], ["f"], to=1),
+        helper.make_node("Mul", ["f", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    save(tmp_path / "a.onnx", nodes, {"k": kernel, "s": scale})
+    assert kd.hydrate(tmp_path / "a.onnx", tmp_path / "b.onnx") == tmp_path / "b.onnx"
+    graph = onnx.load(tmp_path / "b.onnx").graph
+    assert [node.op_type for node in graph.node] == ["MatMul"]
+    assert [tensor.name for tensor in graph.initializer] == ["w"]
+    np.testing.assert_array_equal(numpy_helper.to_array(graph.initializer[0]), kernel * scale)
+
+
+def test_a_file_without_derived_weights_stays_and_may_be_its_own_target(tmp_path):
+    save(
+        tmp_path / "a.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"w": np.ones((3, 2), np.float32)},
+    )
+    before = (tmp_path / "a.onnx").read_bytes()
+    kd.hydrate(tmp_path / "a.onnx", tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == before
+
+
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give an ONNX file that export wrote"):
+        kd.hydrate(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ValueError, match="is not an ONNX file"):
+        kd.hydrate(tmp_path / "a.onnx", tmp_path / "b.onnx")
