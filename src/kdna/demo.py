@@ -53,7 +53,7 @@ def demo(
 
 @dataclass
 class _Outcome:
-    """One trained network, fused if it has children, with what the report says about it."""
+    """One trained network, fused, with what the report says about it."""
 
     label: str
     model: Any
@@ -95,9 +95,9 @@ class _Outcome:
 
 
 def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: bool) -> _Outcome:
-    from kerneldna import checkpoint, convert, fuse
+    import kerneldna as kd
+    from kerneldna import checkpoint, convert
     from kerneldna.recipe import load_recipe
-    from kerneldna.registry import runtimes
     from kerneldna.runs import RunFolder
     from kerneldna.training import evaluate, train
 
@@ -106,10 +106,9 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     train(recipe, run_dir=folder.path, resume=True, progress=progress)
     model = checkpoint.load(folder.model_dir)
     described, plan, attentions = convert.describe(model), convert.plan_of(model), _attentions(model)
-    if plan is not None:
-        fuse.fuse_(model)
-        checkpoint.save(model, folder.path / "fused")
-    difference = runtimes.get("onnx")(model, folder.path / "model.onnx")
+    difference = kd.export(model, folder.path / "model.onnx", progress=progress).difference
+    kd.fuse_(model)
+    checkpoint.save(model, folder.path / "fused")
     top1 = evaluate(model, recipe)["top1"]
     return _Outcome(label, model, folder, described, plan, attentions, top1, difference)
 

@@ -10,16 +10,75 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train, or a model folder.")],
-    out: Annotated[Path | None, typer.Option(help="File to write. Default: RUN/model.onnx.")] = None,
-    batch: Annotated[int | None, typer.Option(help="A fixed batch size. Default: dynamic.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. Default: RUN/model with the runtime's ending.")
+    ] = None,
     runtime: Annotated[str, typer.Option(help="What runs the file (kdna list runtimes).")] = "onnx",
+    mode: Annotated[
+        str, typer.Option(help="accuracy keeps the dynamic gates; throughput replaces them by their means.")
+    ] = "accuracy",
+    storage: Annotated[
+        str, typer.Option(help="How weights are stored: fp32, fp16, or int8 with one scale a channel.")
+    ] = "fp32",
+    compute: Annotated[str, typer.Option(help="fp32, or int8 for static quantization.")] = "fp32",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration images for --mode throughput and --compute int8. Default: the run's training images."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many training images to calibrate on.")] = 512,
+    batch: Annotated[int | None, typer.Option(help="A fixed batch size. Default: dynamic.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX. Default: the exporter's own.")] = None,
+    evaluate: Annotated[
+        bool | None,
+        typer.Option(
+            help="Measure the file's accuracy beside PyTorch's. Default: where weights are rounded to int8."
+        ),
+    ] = None,
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
-    """Write a trained network as one file for another runtime, checked against PyTorch."""
+    """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
+    import torch
+
     import kerneldna as kd
     from kerneldna.registry import runtimes
-    from kerneldna.runs import model_folder
+    from kerneldna.runs import RunFolder, model_folder
+    from kerneldna.training import calibration_images
+    from kerneldna.training import evaluate as measure
 
-    write = runtimes.get(runtime)
-    path = out or run / f"model.{runtime}"
-    difference = write(kd.load(model_folder(run)), path, batch=batch)
-    return {"file": str(path), "bytes": path.stat().st_size, "difference": difference}
+    path = out or run / f"model{runtimes.get(runtime).suffix}"
+    model = kd.load(model_folder(run))
+    folder = RunFolder(run)
+    recipe = folder.recipe() if folder.recipe_file.is_file() else None
+    needs = mode == "throughput" or compute == "int8"
+    data = calibration_images(recipe, source=calibrate, images=images) if recipe and needs else None
+    compared = None
+    if recipe is not None:
+        some = calibration_images(recipe, source=calibrate, images=max(batch or 0, 7))
+        compared = torch.cat([x for x, _ in some])
+    written = kd.export(
+        model,
+        path,
+        runtime=runtime,
+        mode=mode,
+        storage=storage,
+        compute=compute,
+        calibrate=data,
+        batch=batch,
+        images=compared,
+        opset=opset,
+        progress=progress,
+    )
+    rounded = "int8" in (storage, compute)
+    top1 = {}
+    if recipe is not None and batch is None and (rounded if evaluate is None else evaluate):
+        file = kd.load_exported(path, runtime=runtime)
+        for name, network in {"pytorch": model, runtime: file}.items():
+            top1[name] = measure(network, recipe, progress=progress)["top1"]
+    return {
+        "file": str(written.path),
+        "bytes": written.bytes,
+        "difference": written.difference,
+        **({"top1": top1} if top1 else {}),
+    }

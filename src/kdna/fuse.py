@@ -11,17 +11,61 @@ import typer
 def fuse(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train, or a model folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the fused model. Default: RUN/fused.")] = None,
-    mode: Annotated[str, typer.Option(help="accuracy keeps the dynamic gates.")] = "accuracy",
+    mode: Annotated[
+        str, typer.Option(help="accuracy keeps the dynamic gates; throughput replaces them by their means.")
+    ] = "accuracy",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the calibration images are: a folder, a hub name. Default: the run's own training images."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="How many training images to calibrate on.")] = 1024,
+    recalibrate_norms: Annotated[
+        bool, typer.Option(help="Set the BatchNorm statistics anew on the calibration images.")
+    ] = False,
+    evaluate: Annotated[
+        bool,
+        typer.Option(help="Measure the accuracy before and after, in each mode made. Needs a run folder."),
+    ] = True,
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
-    """Turn a trained network into plain PyTorch modules of the same outputs, and save it."""
+    """Turn a trained network into plain PyTorch modules, and save it; report the accuracy before and after."""
+    import copy
+
     import kerneldna as kd
     from kerneldna.convert import state_of
-    from kerneldna.runs import model_folder
+    from kerneldna.runs import RunFolder, model_folder
+    from kerneldna.training import calibration_images
+    from kerneldna.training import evaluate as measure
 
-    model = kd.fuse_(kd.load(model_folder(run)), mode=mode)
-    folder = kd.save(model, out or run / "fused")
+    model = kd.load(model_folder(run))
+    folder = RunFolder(run)
+    recipe = folder.recipe() if folder.recipe_file.is_file() else None
+    data = None
+    if mode == "throughput":
+        if recipe is None:
+            raise ValueError(
+                f"'{run}' holds no recipe, which says what images to calibrate on; give the run folder of kdna train"
+            )
+        data = calibration_images(recipe, source=calibrate, images=images)
+    elif calibrate:
+        raise ValueError("--calibrate is for --mode throughput; accuracy mode keeps the gates")
+    fused = {mode: copy.deepcopy(model)}
+    if mode == "throughput":
+        fused = {"accuracy": copy.deepcopy(model), **fused}
+    for name, network in fused.items():
+        throughput: dict[str, Any] = {"calibrate": data, "recalibrate_norms": recalibrate_norms}
+        kd.fuse_(network, mode=name, progress=progress, **(throughput if name == "throughput" else {}))
+    top1 = {}
+    if evaluate and recipe is not None:
+        for name, network in {"unfused": model, **fused}.items():
+            top1[name] = measure(network, recipe, progress=progress)["top1"]
+    saved = kd.save(fused[mode], out or run / "fused")
+    noted = {key: value for key, value in state_of(fused[mode])["fused"].items() if key != "folded"}
     return {
-        "model": str(folder),
-        **state_of(model)["fused"],
-        "parameters": kd.describe(model).size.parameters,
+        "model": str(saved),
+        **noted,
+        "parameters": kd.describe(fused[mode]).size.parameters,
+        **({"top1": top1} if top1 else {}),
     }

@@ -59,10 +59,19 @@ def train_loader(data: ImageData, recipe: Recipe, *, rank: int = 0, world_size: 
 def val_loader(data: ImageData, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> ImageLoader:
     """Return the loader of the validation split, in order; arguments as for `train_loader`."""
     indices = _limited(len(data.val), recipe.data.limit_val)[rank::world_size].tolist()
-    size = recipe.data.batch_size
-    batches = [[_Draw(0, i) for i in indices[k : k + size]] for k in range(0, len(indices), size)]
-    transform = val_transform(recipe.data, recipe.augment)
-    return ImageLoader(_Samples(data.val, transform, recipe=recipe), batch_sampler=batches, recipe=recipe)
+    return _in_order(data.val, indices, recipe)
+
+
+def calibration_loader(data: ImageData, recipe: Recipe, *, images: int = 1024) -> ImageLoader:
+    """Return a loader of training images in the form of validation images: what a trained network is calibrated on.
+
+    Args:
+        data: The data set.
+        recipe: Its `data` and `augment` are read.
+        images: How many, or all if there are fewer; the same ones at every call.
+    """
+    indices = _limited(len(data.train), images).tolist()
+    return _in_order(data.train, indices, recipe)
 
 
 class ImageLoader(DataLoader[Any]):
@@ -97,6 +106,13 @@ class ImageLoader(DataLoader[Any]):
     def bad_images(self) -> int:
         """How many times an image could not be read so far, in all workers together."""
         return int(self.samples.bad.sum())
+
+
+def _in_order(split: ImageSplit, indices: list[int], recipe: Recipe) -> ImageLoader:
+    size = recipe.data.batch_size
+    batches = [[_Draw(0, i) for i in indices[k : k + size]] for k in range(0, len(indices), size)]
+    transform = val_transform(recipe.data, recipe.augment)
+    return ImageLoader(_Samples(split, transform, recipe=recipe), batch_sampler=batches, recipe=recipe)
 
 
 class TrainLoader(ImageLoader):

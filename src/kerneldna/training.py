@@ -15,7 +15,7 @@ import logging
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +26,18 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from kerneldna import checkpoint
 from kerneldna.data import open_data
-from kerneldna.loaders import val_loader
+from kerneldna.loaders import ImageLoader, calibration_loader, val_loader
 from kerneldna.recipe import Recipe
 from kerneldna.registry import suggest, tasks
 from kerneldna.resume import RunImages, RunKeeper, StopRequest
 from kerneldna.runs import Result, RunFolder
 
 _log = logging.getLogger(__name__)
+Network = nn.Module | Callable[[Tensor], Any]
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _LOGGERS = ("csv", "tensorboard", "wandb")
@@ -108,12 +109,13 @@ def train(
 
 
 def evaluate(
-    run_dir_or_model: str | Path | nn.Module, recipe: Recipe | None = None, *, progress: bool = False
+    run_dir_or_model: str | Path | Network, recipe: Recipe | None = None, *, progress: bool = False
 ) -> dict[str, float]:
     """Measure a trained network on the validation images of a recipe.
 
     Args:
-        run_dir_or_model: A run folder of `train`, or a network.
+        run_dir_or_model: A run folder of `train`, or a network, or any function from images `(B, 3, H, W)` to logits, such as
+            an exported file's.
         recipe: Says which images, in what form; the run's own where not given.
         progress: Show a progress bar.
 
@@ -124,7 +126,7 @@ def evaluate(
         FileNotFoundError: If the folder holds no run.
         ValueError: If a network is given without a recipe.
     """
-    if isinstance(run_dir_or_model, nn.Module):
+    if callable(run_dir_or_model):
         model = run_dir_or_model
         if recipe is None:
             raise ValueError(
@@ -138,7 +140,8 @@ def evaluate(
     data = open_data(recipe.data.source)
     loader = val_loader(data, recipe)
     # Without the average: the network given is the one to measure.
-    task = tasks.get(recipe.task)(recipe.model_copy(update={"ema": None}), len(data.classes), model=model)
+    network = model if isinstance(model, nn.Module) else _Function(model)
+    task = tasks.get(recipe.task)(recipe.model_copy(update={"ema": None}), len(data.classes), model=network)
     with _quiet():
         trainer = _trainer(recipe, callbacks=[], progress=progress, logger=False, devices=1)
         start = time.perf_counter()
@@ -148,6 +151,28 @@ def evaluate(
     images = sum(map(len, batches)) - loader.bad_images
     figures = {name.replace("val_", ""): round(float(value), 6) for name, value in metrics.items()}
     return {**figures, "images": images, "seconds": seconds}
+
+
+def calibration_images(recipe: Recipe, *, source: str | None = None, images: int = 1024) -> ImageLoader:
+    """Return a loader of training images to calibrate a trained network on.
+
+    Args:
+        recipe: That of the run; says which images, in what form.
+        source: Other images: a folder or a hub name.
+        images: How many, or all if there are fewer.
+    """
+    return calibration_loader(open_data(source or recipe.data.source), recipe, images=images)
+
+
+class _Function(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function(images.cpu()).to(images.device)
 
 
 class _ProgressBar(RichProgressBar):
