@@ -30,7 +30,7 @@ def make_app() -> Typer:
     """Return the Typer application with every command."""
     import typer
 
-    from kdna import demo, evaluate, export, fuse, inspect, listing, table, train
+    from kdna import bench, demo, evaluate, export, fuse, hydrate, inspect, listing, table, train
 
     app = typer.Typer(
         help="Smaller, better convolutional networks: train, inspect, fuse and export KernelDNA models.",
@@ -46,6 +46,8 @@ def make_app() -> Typer:
         "inspect": inspect.inspect,
         "fuse": fuse.fuse,
         "export": export.export,
+        "hydrate": hydrate.hydrate,
+        "bench": bench.bench,
         "list": listing.listing,
         "table": table.table,
     }

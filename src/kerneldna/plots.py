@@ -102,11 +102,11 @@ def attention_maps(maps: Mapping[str, Grid], *, limit: float | None = None) -> F
     rows = -(-len(grids) // columns)
     width = columns * (column + gap) + bar
     height = rows * (top + side + 12)
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    with _style():
+    with style():
         for index, (name, grid) in enumerate(grids.items()):
             row, place = divmod(index, columns)
             left, bottom = (
@@ -165,6 +165,24 @@ def to_svg(figure: Figure, *, prefix: str, label: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def style() -> Any:
+    """Return a context in which figures are drawn in this library's style."""
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in CSS pixels."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "matplotlib is missing, figures need it; install it with: pip install 'kerneldna[plots]'"
+        ) from error
+    return Figure(figsize=(width / _UNITS, height / _UNITS), dpi=_UNITS)
+
+
 def _rewrite(key: str, value: str, *, prefix: str) -> str:
     if key == "id":
         return f"{prefix}-{value}"
@@ -179,22 +197,6 @@ def _rewrite(key: str, value: str, *, prefix: str) -> str:
         lambda hit: f"var(--{_THEME[hit[0]]}, {hit[0]})" if hit[0] in _THEME else hit[0],
         value,
     )
-
-
-def _style() -> Any:
-    import matplotlib
-
-    return matplotlib.rc_context(_STYLE)
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "matplotlib is missing, figures need it; install it with: pip install 'kerneldna[plots]'"
-        ) from error
-    return Figure(figsize=(width / _UNITS, height / _UNITS), dpi=_UNITS)
 
 
 def _curves(
@@ -213,10 +215,10 @@ def _curves(
     widest = max([1, *(7 * len(label) + 46 for label, _, _ in keys)])
     columns = min(max(_WIDTH // widest, 1), len(keys) or 1)
     legend = 22 * -(-len(keys) // columns) + 12
-    figure = _figure(_WIDTH, legend + 252)
+    figure = new_figure(_WIDTH, legend + 252)
     from matplotlib.lines import Line2D
 
-    with _style():
+    with style():
         height = legend + 252
         axes = figure.add_axes((50 / _WIDTH, 42 / height, 424 / _WIDTH, 206 / height))
         for index, (name, curves) in enumerate(runs):

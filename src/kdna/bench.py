@@ -1,0 +1,215 @@
+"""kdna bench: networks against each other."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def bench(
+    networks: Annotated[
+        list[str],
+        typer.Argument(
+            help="resnet18, resnet18/odconv, resnet18/all (every method), resnet18/kerneldna@throughput (gates folded), "
+            "resnet18/kerneldna@plain (same depth, nothing shared), a run folder or a model folder.",
+        ),
+    ],
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="eager, compiled, onnx, ... (kdna list runtimes); repeatable, or with commas. Default: eager."
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32 or bf16: weights of eager and compiled, arithmetic of openvino, autocast of training."
+        ),
+    ] = "fp32",
+    storage: Annotated[str, typer.Option(help="Weights in exported files: fp32, fp16 or int8.")] = "fp32",
+    compute: Annotated[str, typer.Option(help="Arithmetic of exported files: fp32 or int8.")] = "fp32",
+    batch: Annotated[
+        int | None, typer.Option(help="Images a call for throughput; 0 skips it. Default: 8, on a GPU 128.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels of an image's side. Default: the network's own.")
+    ] = None,
+    width: Annotated[float, typer.Option(help="Factor on the channels of timm networks.")] = 1.0,
+    rounds: Annotated[
+        int, typer.Option(help="How often each network is timed, in turn with the others.")
+    ] = 30,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    reference: Annotated[
+        str | None, typer.Option(help="Network that speeds are against, in each runtime. Default: the first.")
+    ] = None,
+    reference_runtime: Annotated[
+        str | None, typer.Option(help="Put all speeds against the reference in this one runtime.")
+    ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Also time training steps (forward, backward, SGD).")
+    ] = False,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Also measure peak memory on a CPU, each in a process of its own. A GPU's always is.",
+        ),
+    ] = False,
+    fuse: Annotated[bool, typer.Option(help="Fuse each network first; exported files always are.")] = True,
+    channels_last: Annotated[
+        bool, typer.Option(help="Lay out kernels and images so in eager and compiled.")
+    ] = True,
+    accuracy: Annotated[
+        list[str] | None, typer.Option(help="LABEL=0.74 for the figure; runs know theirs. Repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Accuracy or parameters against throughput, .png, .svg or .pdf.")
+    ] = None,
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> dict[str, Any]:
+    """Compare sizes, latency, throughput, training steps and memory of networks, timed in turn, in one or several runtimes."""
+    from rich.console import Console
+
+    from kerneldna import benchmark, pareto
+    from kerneldna.contestants import parse, with_accuracy
+    from kerneldna.files import write_json
+    from kerneldna.lanes import Setup
+
+    if figure is not None:
+        pareto.check_suffix(figure)
+    # the library would say of every network and runtime that it was fused and written
+    logging.getLogger("kerneldna").setLevel(logging.WARNING)
+    names = [name.strip() for given in runtime or ["eager"] for name in given.split(",")]
+    report = benchmark.run(
+        with_accuracy(parse(networks, width=width), _accuracies(accuracy or [])),
+        Setup(
+            device=device, precision=precision, storage=storage, compute=compute, batch=batch, size=size,
+            threads=threads, fuse=fuse, channels_last=channels_last, training=training, memory=memory,
+        ),
+        runtimes=names,
+        rounds=rounds,
+        reference=reference,
+        reference_runtime=reference_runtime,
+        progress=progress,
+        on_part=None if out is None else lambda part: write_json(out, part.to_dict()),
+    )  # fmt: skip
+    if out is not None:
+        write_json(out, report.to_dict())
+    table, console = _table(report), Console(highlight=False)
+    # a line that wraps can be read, a figure that is cut cannot
+    console.width = max(console.width, Console(width=1000).measure(table).maximum)
+    console.print(table, markup=False)
+    for line in _notes(report):
+        console.print(line, markup=False, soft_wrap=True)
+    if all(row.latency is None for row in report.rows):
+        raise RuntimeError("no network could be timed; the reasons stand above")
+    if figure is not None:
+        pareto.save(_figure(report), figure)
+    return {
+        "file": out and str(out),
+        "figure": figure and str(figure),
+        "stopped": report.stopped,
+        "failed": sum(row.error is not None for row in report.rows),
+        "rows": len(report.rows),
+    }
+
+
+def _accuracies(items: list[str]) -> dict[str, float]:
+    found = {}
+    for item in items:
+        label, _, value = item.rpartition("=")
+        try:
+            found[label] = float(value)
+        except ValueError:
+            raise ValueError(f"--accuracy {item} is not LABEL=FRACTION, such as resnet18=0.7025") from None
+    return found
+
+
+def _table(report: Any) -> Any:
+    from rich.table import Table
+
+    setup, rows = report.setup, report.rows
+    steps = f"batch {setup.large}"
+    columns = {
+        "network": lambda row: row.label,
+        "runtime": lambda row: row.runtime,
+        "parameters,\nmillions": lambda row: _scaled(row.parameters, 1e6, 2),
+        "file,\nMiB": lambda row: _scaled(row.stored_bytes, 2**20, 1),
+        "MACs,\nmillions": lambda row: _scaled(row.macs, 1e6, 1),
+        "accuracy": lambda row: row.accuracy and f"{row.accuracy:.2%}",
+        "latency, ms\nbatch 1": lambda row: row.latency and f"{row.latency.milliseconds:.2f}",
+        "speed, higher\nis faster": lambda row: _ratio(row.latency),
+        f"images/s\n{steps}": lambda row: _rate(row.throughput),
+        f"speed\n{steps}": lambda row: _ratio(row.throughput),
+        f"training,\nimages/s\n{steps}": lambda row: _rate(row.training),
+        "speed of\ntraining": lambda row: _ratio(row.training),
+        f"peak, MiB\n{steps if setup.large else 'batch 1'}": lambda row: _scaled(row.memory_bytes, 2**20, 0),
+        "training\npeak, MiB": lambda row: _scaled(row.training_memory_bytes, 2**20, 0),
+    }
+    form = f"{setup.precision}, {setup.threads} CPU thread{'s' * (setup.threads > 1)}, medians of {report.rounds} rounds"
+    if (setup.storage, setup.compute) != ("fp32", "fp32"):
+        form = f"files {setup.storage} stored, {setup.compute} computed; {form}"
+    table = Table(title=f"{report.device}, {form}", title_justify="left")
+    cells = {head: texts for head, cell in columns.items() if any(texts := [cell(row) for row in rows])}
+    for head in cells:
+        table.add_column(head, justify="left" if head in ("network", "runtime") else "right", no_wrap=True)
+    for texts in zip(*cells.values(), strict=True):
+        table.add_row(*(text or "" for text in texts))
+    return table
+
+
+def _notes(report: Any) -> list[str]:
+    where = report.reference_runtime or "the same runtime"
+    lines = [
+        f"speed: time of {report.reference} in {where} divided by the network's own, in the same round; above 1 is faster; the "
+        "median of the rounds (quartiles)."
+    ]
+    if report.stopped:
+        lines.append("Stopped: only the rounds that were finished count.")
+    failed: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.error is not None:
+            said = f"in {row.runtime} failed: {row.error.splitlines()[0][:400]}"
+            failed.setdefault(said, []).append(row.label)
+    lines += [f"{', '.join(labels)} {said}" for said, labels in failed.items()]
+    return lines
+
+
+def _figure(report: Any) -> Any:
+    from kerneldna import pareto
+
+    setup = report.setup
+    batch = setup.large or 1
+    runtimes = {row.runtime for row in report.rows}
+    backbones = {row.label.partition("/")[0].partition("@")[0] for row in report.rows}
+    points = []
+    for row in report.rows:
+        speed = row.throughput or row.latency
+        if speed is not None and speed.batch == batch:
+            backbone = row.label.partition("/")[0] if len(backbones) > 1 else ""
+            series = row.runtime if len(runtimes) > 1 else backbone
+            points.append(
+                pareto.Point(row.label, speed.images_per_second, row.parameters, row.accuracy, series)
+            )
+    on = "GPU" if setup.device == "cuda" else f"{setup.threads} CPU thread{'s' * (setup.threads > 1)}"
+    return pareto.throughput_figure(points, where=f"batch {batch}, {setup.precision}, {on}")
+
+
+def _scaled(value: int | None, unit: float, digits: int) -> str | None:
+    return None if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _rate(speed: Any) -> str | None:
+    return speed and f"{speed.images_per_second:,.1f}"
+
+
+def _ratio(speed: Any) -> str | None:
+    if speed is None or speed.ratio is None:
+        return None
+    low, high = speed.ratio_quartiles
+    return f"{speed.ratio:.2f} ({low:.2f}-{high:.2f})"

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from kerneldna.lanes import Setup, reason
+
+
+def test_batches_of_a_setup():
+    assert Setup().batches == {"latency": 1, "throughput": 8}
+    assert Setup(batch=0).batches == {"latency": 1}
+    assert Setup(batch=3, training=True).batches == {"latency": 1, "throughput": 3, "training": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"device": "cua"}, "did you mean 'cuda'"),
+        ({"batch": -1}, "batch is -1; it needs 0 or more"),
+        ({"threads": 0}, "threads is 0; it needs 1 or more"),
+        ({"batch": 0, "training": True}, "training was asked for at batch 0"),
+    ],
+)
+def test_wrong_setups(options, message):
+    with pytest.raises(ValueError, match=message):
+        Setup(**options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu():
+    with pytest.raises(ValueError, match="device 'cuda' was given and PyTorch finds no GPU"):
+        Setup(device="cuda")
+
+
+def test_a_reason_names_the_class_of_an_error_that_says_little():
+    assert reason(ValueError("no such thing")) == "no such thing"
+    assert reason(KeyError("weight")) == "KeyError: 'weight'"
+    assert reason(RuntimeError()) == "RuntimeError: "
