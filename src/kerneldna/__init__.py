@@ -11,7 +11,9 @@ from kerneldna.checkpoint import load, save
 from kerneldna.child import ChildConv2d, ChildLinear
 from kerneldna.convert import Description, Method, convert_, describe, plan, plan_of
 from kerneldna.dynamic import step_schedules
+from kerneldna.export import Exported, export, load_exported
 from kerneldna.fuse import fuse_
+from kerneldna.hydrate import hydrate
 from kerneldna.methods.kerneldna import KernelDNA
 from kerneldna.models import create_model, list_methods, list_models
 from kerneldna.plan import Family, Plan
@@ -21,6 +23,7 @@ __all__ = [
     "ChildConv2d",
     "ChildLinear",
     "Description",
+    "Exported",
     "Family",
     "KernelDNA",
     "Method",
@@ -28,10 +31,13 @@ __all__ = [
     "convert_",
     "create_model",
     "describe",
+    "export",
     "fuse_",
+    "hydrate",
     "list_methods",
     "list_models",
     "load",
+    "load_exported",
     "plan",
     "plan_of",
     "save",
