@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kerneldna.lanes import Setup, reason
+from kerneldna.lanes import Setup, parse_runtime, reason
 
 
 def test_batches_of_a_setup():
@@ -35,3 +35,17 @@ def test_a_reason_names_the_class_of_an_error_that_says_little():
     assert reason(ValueError("no such thing")) == "no such thing"
     assert reason(KeyError("weight")) == "KeyError: 'weight'"
     assert reason(RuntimeError()) == "RuntimeError: "
+
+
+def test_a_runtime_may_have_a_form_of_its_own():
+    setup = Setup(precision="bf16")
+    assert parse_runtime("eager", setup) == ("eager", setup)
+    runtime, own = parse_runtime("onnx:int8", setup)
+    assert (runtime, own.precision, own.storage, own.compute) == ("onnx", "fp32", "int8", "int8")
+    for name, message in {
+        "onx": "did you mean 'onnx'",
+        "onnx:int9": "did you mean 'int8'",
+        "eager:int8": "Known: bf16, fp32",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            parse_runtime(name, setup)

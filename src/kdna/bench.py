@@ -20,7 +20,8 @@ def bench(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help="eager, compiled, onnx, ... (kdna list runtimes); repeatable, or with commas. Default: eager."
+            help="eager, compiled, onnx, ... (kdna list runtimes), openvino:bf16, onnx:int8 for a form of its own; repeatable, "
+            "or with commas. Default: eager."
         ),
     ] = None,
     precision: Annotated[

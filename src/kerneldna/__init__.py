@@ -14,6 +14,7 @@ from kerneldna.dynamic import step_schedules
 from kerneldna.export import Exported, export, load_exported
 from kerneldna.fuse import fuse_
 from kerneldna.hydrate import hydrate
+from kerneldna.inference import Fast, speed_up
 from kerneldna.methods.kerneldna import KernelDNA
 from kerneldna.models import create_model, list_methods, list_models
 from kerneldna.plan import Family, Plan
@@ -25,6 +26,7 @@ __all__ = [
     "Description",
     "Exported",
     "Family",
+    "Fast",
     "KernelDNA",
     "Method",
     "Plan",
@@ -41,5 +43,6 @@ __all__ = [
     "plan",
     "plan_of",
     "save",
+    "speed_up",
     "step_schedules",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kerneldna import memory, timing
 from kerneldna.contestants import Contestant
-from kerneldna.lanes import TORCH, Lane, Setup, open_lanes, reason
+from kerneldna.lanes import TORCH, Lane, Setup, open_lanes, parse_runtime, reason
 from kerneldna.progress import bar
 from kerneldna.registry import runtimes as exporters
 from kerneldna.registry import suggest
@@ -116,7 +116,7 @@ def run(
     Args:
         contestants: The networks, as `contestants.parse` returns them.
         setup: How they are prepared and run, and what is measured; `Setup()` unless given.
-        runtimes: "eager", "compiled", and any export runtime.
+        runtimes: "eager", "compiled", and any export runtime; "openvino:bf16", "onnx:int8" for a form other than the setup's.
         rounds: How often each is timed.
         reference: Label of the network that ratios are against; by default the first.
         reference_runtime: Its runtime; by default each row's own.
@@ -236,10 +236,7 @@ def _check(setup: Setup, labels: Sequence[str], names: Sequence[str], rounds: in
         raise ValueError(f"labels {', '.join(labels)} were given; each network needs one of its own")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; each network must be timed once or more")
-    for name in names:
-        if name not in (known := [*TORCH, *exporters.names()]):
-            raise ValueError(suggest("runtime", name, known))
-    exported = [name for name in names if name not in TORCH]
+    exported = [name for name in names if parse_runtime(name, setup)[0] not in TORCH]
     if exported and setup.device != "cpu":
         raise ValueError(
             f"device {setup.device!r} is for {' and '.join(TORCH)}; {', '.join(exported)} run on a CPU here"
@@ -278,7 +275,8 @@ def _device(setup: Setup) -> str:
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:
-    packages = [package for name in names if name not in TORCH for package in exporters.get(name).packages]
+    exported = {name.partition(":")[0] for name in names} - set(TORCH)
+    packages = [package for name in sorted(exported) for package in exporters.get(name).packages]
     found = {"python": platform.python_version()}
     for package in dict.fromkeys(["kerneldna", "torch", "timm", *packages]):
         with suppress(PackageNotFoundError):

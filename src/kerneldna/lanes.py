@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,16 @@ from kerneldna.registry import runtimes, suggest
 
 TORCH = ("eager", "compiled")
 CHOICES = {"device": ("cpu", "cuda"), "precision": ("fp32", "bf16")}
+_FP32 = {"precision": "fp32", "storage": "fp32", "compute": "fp32"}
+FORMS: dict[str, dict[str, str]] = {
+    "": {},
+    "fp32": _FP32,
+    "bf16": {**_FP32, "precision": "bf16"},
+    "fp16-weights": {**_FP32, "storage": "fp16"},
+    "int8-weights": {**_FP32, "storage": "int8"},
+    "int8": {**_FP32, "storage": "int8", "compute": "int8"},
+}
+TORCH_FORMS = ("", "fp32", "bf16")
 WARM_UP = 3
 CALIBRATION_IMAGES = 32
 
@@ -99,7 +109,7 @@ class Lane:
 
     Attributes:
         label: The network's label.
-        runtime: "eager", "compiled", or an export runtime's name.
+        runtime: "eager", "compiled", or an export runtime's name, with a form of its own or without: "onnx:int8".
         facts: What a report's row says of it that is not timed, by the row's names.
         calls: Kind of timing -> function of no argument.
         jobs: Name of a row's memory -> how to measure it in a process of its own.
@@ -119,7 +129,7 @@ def open_lanes(contestant: Contestant, names: Iterable[str], setup: Setup, folde
 
     Args:
         contestant: The network.
-        names: Of the runtimes.
+        names: Of the runtimes, as `parse_runtime` reads them.
         setup: How to prepare it.
         folder: For exported files; it must stay as long as the lanes are used.
     """
@@ -129,11 +139,28 @@ def open_lanes(contestant: Contestant, names: Iterable[str], setup: Setup, folde
         try:
             entry = entry or _Entry(contestant, setup)
             lane.facts |= entry.facts
-            open_one = _open_torch if lane.runtime in TORCH else _open_exported
-            open_one(lane, entry, setup, Path(tempfile.mkdtemp(dir=folder)))
+            runtime, own = parse_runtime(lane.runtime, setup)
+            open_one = _open_torch if runtime in TORCH else _open_exported
+            open_one(lane, runtime, entry, own, Path(tempfile.mkdtemp(dir=folder)))
         except Exception as error:  # whatever a runtime raises, the others go on
             lane.error = reason(error)
     return lanes
+
+
+def parse_runtime(name: str, setup: Setup) -> tuple[str, Setup]:
+    """Return the runtime that `name` says, and `setup` in the form it says: "openvino:bf16" is openvino in bf16.
+
+    Raises:
+        ValueError: If runtime or form is unknown.
+    """
+    runtime, _, form = name.partition(":")
+    known = [*TORCH, *runtimes.names()]
+    if runtime not in known:
+        raise ValueError(suggest("runtime", runtime, known))
+    offered = TORCH_FORMS if runtime in TORCH else FORMS
+    if form not in offered:
+        raise ValueError(f"{name!r}: {suggest('form', form, filter(None, offered))}")
+    return runtime, replace(setup, **FORMS[form])
 
 
 def reason(error: BaseException) -> str:
@@ -172,9 +199,9 @@ class _Entry:
         return (batch, *self.size)
 
 
-def _open_torch(lane: Lane, entry: _Entry, setup: Setup, folder: Path) -> None:
+def _open_torch(lane: Lane, runtime: str, entry: _Entry, setup: Setup, folder: Path) -> None:
     layout: dict[str, Any] = {"device": setup.device, "channels_last": setup.channels_last}
-    compile = lane.runtime == "compiled"
+    compile = runtime == "compiled"
     ready, before = entry.ready, _allocated(setup)
     model = forms.laid_out(ready, precision=setup.precision, **layout)
     inputs = {
@@ -202,8 +229,8 @@ def _open_torch(lane: Lane, entry: _Entry, setup: Setup, folder: Path) -> None:
         _add(lane, "training", step, "training_memory_bytes", setup, before)
 
 
-def _open_exported(lane: Lane, entry: _Entry, setup: Setup, folder: Path) -> None:
-    runtime = runtimes.get(lane.runtime)
+def _open_exported(lane: Lane, name: str, entry: _Entry, setup: Setup, folder: Path) -> None:
+    runtime = runtimes.get(name)
     # ranges of activations and means of gates: right for a timing, whatever the images show
     needed = setup.compute == "int8" or entry.mode == "throughput"
     for kind, batch in setup.batches.items():
@@ -214,7 +241,7 @@ def _open_exported(lane: Lane, entry: _Entry, setup: Setup, folder: Path) -> Non
         count = batch * -(-CALIBRATION_IMAGES // batch)
         random = forms.images(entry.shape(count), channels_last=False)
         exported = export(
-            entry.model, path, runtime=lane.runtime, mode=entry.mode, storage=setup.storage, compute=setup.compute,
+            entry.model, path, runtime=name, mode=entry.mode, storage=setup.storage, compute=setup.compute,
             calibrate=random.split(batch) if needed else None, batch=batch, input_size=entry.size, progress=False,
         )  # fmt: skip
         lane.facts["stored_bytes"] = exported.bytes
@@ -222,7 +249,7 @@ def _open_exported(lane: Lane, entry: _Entry, setup: Setup, folder: Path) -> Non
         _add(lane, kind, partial(call, random[:batch]), "", setup, 0)
         if setup.memory:
             lane.jobs["memory_bytes"] = Job(
-                str(path), entry.shape(batch), lane.runtime, precision=setup.precision, channels_last=False,
+                str(path), entry.shape(batch), name, precision=setup.precision, channels_last=False,
                 threads=setup.threads,
             )  # fmt: skip
 

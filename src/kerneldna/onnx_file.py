@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from kerneldna import onnx_weights
 from kerneldna.calibrate import batches
 from kerneldna.exported import exported_program
+from kerneldna.hydrate import drop_unused
 from kerneldna.onnx_quantize import quantize
 from kerneldna.runtime import Request
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 OLDEST = 18  # the exporter writes no older opset
 
@@ -99,4 +100,27 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    return program.model_proto
+    proto = program.model_proto
+    _pool_globally_(proto.graph)
+    return proto
+
+
+def _pool_globally_(graph: GraphProto) -> None:
+    """Let means over whole maps be GlobalAveragePool: runtimes have it in their own layouts and in int8, unlike ReduceMean."""
+    from onnx import numpy_helper
+
+    axes = {
+        tensor.name: numpy_helper.to_array(tensor).tolist()
+        for tensor in graph.initializer
+        if tensor.data_type == 7
+    }
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in graph.value_info}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or len(node.input) < 2:
+            continue
+        over = sorted(axis % 4 for axis in axes.get(node.input[1], []))
+        kept = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+        if over == [2, 3] and kept:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+    drop_unused(graph)

@@ -1,6 +1,6 @@
 """Static int8 quantization of an ONNX network by ONNX Runtime: uint8 activations, int8 weights with one scale an output channel.
 
-Gates stay in float: they see one pixel, cost nothing, and scale whole channels.
+The layers of gates stay in float: they see one pixel, cost little, and scale whole channels. Their pools, which see maps, do not.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> Model
 
 
 def gate_nodes(graph: GraphProto) -> list[str]:
-    """Return the names of the nodes from a global pool to the sigmoid of a gate (squeeze-and-excitation)."""
+    """Return the names of the nodes behind a global pool, up to the sigmoid of a gate (squeeze-and-excitation)."""
     maker = {name: node for node in graph.node for name in node.output}
     found: dict[str, None] = {}
     for node in graph.node:
@@ -82,5 +82,5 @@ def gate_nodes(graph: GraphProto) -> list[str]:
             path.append(at.name)
             at = maker.get(at.input[0]) if at.input else None
         if at is not None:
-            found.update(dict.fromkeys([*path, at.name]))
+            found.update(dict.fromkeys(path))
     return list(found)

@@ -78,7 +78,11 @@ def test_int8_compute_derives_int8_weights(model, tmp_path):
     for name, values in derived.items():
         assert np.abs(values - direct[name]).max() <= 1, name  # rounded twice
     kinds = [node.op_type for node in onnx.load(small.path).graph.node]
-    assert kinds.count("Sigmoid") == 3  # gates stay in float
+    assert kinds.count("Sigmoid") == 3
+    assert kinds.count("GlobalAveragePool") == 4  # three gates and the classifier's
+    gates = [node for node in onnx.load(small.path).graph.node if "gate" in "".join(node.input)]
+    assert len(gates) == 6
+    assert not any("quantized" in name for node in gates for name in node.input)  # gates stay in float
 
 
 def test_int8_compute_with_a_fixed_batch_takes_calibration_images_of_any_number(model, tmp_path):
