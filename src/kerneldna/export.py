@@ -6,7 +6,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -90,20 +90,20 @@ def export(
     target: type[Runtime] = runtimes.get(runtime)
     asked = Request(batch is None, storage, compute, (), calibrate, opset, progress)
     check(target, asked)
+    batches = BATCHES if batch is None else (batch,)
     path = Path(path)
     if path.suffix != target.suffix:
         raise ValueError(f"the file {path.name!r} was given; {runtime} files end in {target.suffix}")
     if any(module.training for module in model.modules()):
         raise ValueError("the network is in training mode; call model.eval() before export")
     size = input_size or input_size_of(model)
-    images = _images(model, size, BATCHES if batch is None else (batch,), images)
-    fused, shared = _fused(model, mode, calibrate, progress=progress)
-    request = Request(batch is None, storage, compute, shared, calibrate, opset, progress)
+    images = _images(model, size, batches, images)
+    fused, shared = _fused(model, mode, calibrate, images[:2], progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder) / path.name
-        target.write(fused, images[: batch or 2], part, request)
-        difference = _difference(target, part, fused, images, BATCHES if batch is None else (batch,))
+        target.write(fused, images[: batch or 2], part, replace(asked, shared=shared))
+        difference = _difference(target, part, fused, images, batches)
         limit = TOLERANCES["int8" if compute == "int8" else storage]
         if not difference <= limit:
             raise ValueError(
@@ -160,18 +160,18 @@ def _images(model: nn.Module, size: InputSize, batches: tuple[int, ...], images:
 
 
 def _fused(
-    model: nn.Module, mode: str, calibrate: Batches | None, *, progress: bool
+    model: nn.Module, mode: str, calibrate: Batches | None, probe: Tensor, *, progress: bool
 ) -> tuple[nn.Module, tuple[SharedKernel, ...]]:
     """Return a fused copy, and the kernels that it has several copies of."""
-    if state_of(model).get("fused") or not can_fuse(model):
+    channels, height, width = probe.shape[1:]
+    if state_of(model).get("fused") or not can_fuse(model, (channels, height, width)):
         return model, ()
-    gates = calibration.gates_of(model)
     means = None
-    if mode == "throughput" and gates and calibrate is not None:
-        means = calibration.gate_means(model, calibrate, progress=progress)
-    elif mode == "throughput":
+    if mode == "throughput" and calibration.gates_of(model):
         means = calibration.tracked_means(model)
-    fused = fuse_(copy.deepcopy(model), mode=mode, calibrate=means, progress=progress)
+        if calibrate is not None:
+            means = calibration.gate_means(model, calibrate, progress=progress)
+    fused = fuse_(copy.deepcopy(model), mode=mode, calibrate=means, probe=probe, progress=progress)
     return fused, shared_kernels(model, fused, means)
 
 

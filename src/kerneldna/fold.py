@@ -44,14 +44,22 @@ def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
     Args:
         model: Any network in eval mode.
         input_size: `(C, H, W)` of one image.
+
+    Raises:
+        ValueError: If the network cannot take such an image.
     """
     skeleton = surgery.skeleton(model)
     watch = _Watch()
     for name, module in skeleton.named_modules():
         if isinstance(module, (nn.Conv2d, *_NORMS)):
             watch.follow(name, module)
-    with torch.no_grad(), watch:
-        leaves = tree_leaves(skeleton(surgery.probe(skeleton, input_size)))
+    try:
+        with torch.no_grad(), watch:
+            leaves = tree_leaves(skeleton(surgery.probe(skeleton, input_size)))
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on one image of {input_size}: {error}; pass a probe, images that it takes"
+        ) from error
     outputs = {id(leaf) for leaf in leaves}
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     pairs = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from kerneldna.calibrate import Batches
 from kerneldna.convert import input_size_of, set_state, state_of
 from kerneldna.fold import Pair
 from kerneldna.registry import suggest
+from kerneldna.surgery import InputSize
 
 log = logging.getLogger(__name__)
 MODES = ("accuracy", "throughput")
@@ -62,8 +64,14 @@ def fuse_(
         RuntimeError: If folding moved the outputs by more than 1e-4 of the largest; the model is then as it was.
     """
     _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
-    means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
+    channels, height, width = x.shape[1:]
+    size = (channels, height, width)
+    if not can_fuse(model, size):
+        raise ValueError(
+            "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
+        )
+    means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
     before = expected = _outputs(model, x)
     statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
     if means is not None:
@@ -72,7 +80,7 @@ def fuse_(
                 calibration.recalibrate_norms_(model, calibrate, progress=progress)
             expected = _outputs(model, x)
     replaced = _materialise_(model, means)
-    pairs = fold.find_pairs(model, input_size_of(model))
+    pairs = fold.find_pairs(model, size)
     replaced = {**_fold_(model, pairs), **replaced}
     difference = surgery.relative_difference(expected, _outputs(model, x))
     if not difference <= TOLERANCE:  # also when it is not a number
@@ -102,11 +110,15 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     set_state(model, fused=dict(noted))
 
 
-def can_fuse(model: nn.Module) -> bool:
-    """Whether there is a child to materialise or a BatchNorm to fold in `model`."""
-    return any(map(_stands_for_a_layer, model.modules())) or bool(
-        fold.find_pairs(model, input_size_of(model))
-    )
+def can_fuse(model: nn.Module, input_size: InputSize | None = None) -> bool:
+    """Whether there is a child to materialise or a BatchNorm to fold in `model`.
+
+    Args:
+        model: A network in eval mode.
+        input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
+    """
+    size = input_size or input_size_of(model)
+    return any(map(_stands_for_a_layer, model.modules())) or bool(fold.find_pairs(model, size))
 
 
 def _check(model: nn.Module, mode: str, *, calibrate: Any, recalibrate_norms: bool) -> None:
@@ -127,10 +139,6 @@ def _check(model: nn.Module, mode: str, *, calibrate: Any, recalibrate_norms: bo
     if recalibrate_norms and (calibrate is None or isinstance(calibrate, Mapping)):
         raise ValueError(
             "recalibrate_norms needs images: pass calibrate=, some hundred training images or a loader of them"
-        )
-    if not can_fuse(model):
-        raise ValueError(
-            "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
         )
 
 
@@ -189,4 +197,7 @@ def _put_back_(model: nn.Module, replaced: Mapping[str, nn.Module], statistics: 
 
 
 def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
+    # TF32, which a GPU may use for float32, would look like a wrong result
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
+    with exact:
+        return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]

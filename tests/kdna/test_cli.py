@@ -43,7 +43,7 @@ def test_help_does_not_wait_for_torch():
         "except SystemExit: assert not {'torch', 'kerneldna', 'lightning'} & set(sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("demo", "train", "eval", "inspect", "fuse", "export", "list"):
+    for command in ("demo", "train", "eval", "inspect", "fuse", "export", "hydrate", "bench", "list"):
         assert f" {command} " in shown
 
 
@@ -61,9 +61,33 @@ def test_fuse_then_eval_gives_the_same(run):
     )
 
 
-def test_export(run, tmp_path):
-    found = last_line(call("export", run, "--out", tmp_path / "m.onnx"))
-    assert found["bytes"] == (tmp_path / "m.onnx").stat().st_size
+def test_fuse_measures_both_modes_from_one_checkpoint(run, tmp_path):
+    words = ["fuse", run, "--mode", "throughput", "--images", "32", "--no-progress"]
+    found = last_line(call(*words, "--out", tmp_path / "fast"))
+    trained = json.loads((run / "result.json").read_text())["top1"]
+    assert found["top1"]["unfused"] == found["top1"]["accuracy"] == pytest.approx(trained, abs=1e-6)
+    assert 0 <= found["top1"]["throughput"] <= 1
+    assert found["difference"] < 1e-5 < found["moved"]
+    again = last_line(call("eval", run, "--model", tmp_path / "fast", "--no-progress"))
+    assert again["top1"] == pytest.approx(found["top1"]["throughput"])
+    anew = last_line(call(*words, "--out", tmp_path / "anew", "--recalibrate-norms", "--no-evaluate"))
+    assert "top1" not in anew
+
+
+def test_export_hydrate_and_eval_of_a_file(run, tmp_path):
+    small, full = tmp_path / "m.onnx", tmp_path / "full.onnx"
+    found = last_line(call("export", run, "--out", small, "--storage", "int8", "--no-progress"))
+    assert found["bytes"] == small.stat().st_size
+    assert found["top1"].keys() == {"pytorch", "onnx"}
+    assert last_line(call("hydrate", small, "--out", full))["bytes"] > 3 * found["bytes"]
+    measured = last_line(call("eval", run, "--model", full, "--no-progress"))
+    assert measured["top1"] == pytest.approx(found["top1"]["onnx"])
+
+
+def test_export_in_int8_calibrates_on_the_run_s_images(run, tmp_path):
+    out = tmp_path / "m.onnx"
+    words = ["--compute", "int8", "--mode", "throughput", "--images", "32", "--no-evaluate", "--no-progress"]
+    assert last_line(call("export", run, "--out", out, *words))["difference"] < 0.5
 
 
 def test_inspect_a_name_and_a_run(run):
@@ -96,6 +120,8 @@ def test_resume_of_a_finished_run_gives_its_figure_again(run):
         (["table", "2"], "no table 2; this command has tables 1, 3, 4 and 5"),
         (["export", "/nowhere"], "no config.json"),
         (["export", "/nowhere", "--runtime", "onx"], "did you mean 'onnx'"),
+        (["hydrate", "/nowhere", "--out", "/nowhere"], "give an ONNX file that export wrote"),
+        (["fuse", "/nowhere", "--mode", "fast"], "no config.json"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_1(words, message, tmp_path, monkeypatch):
