@@ -149,6 +149,7 @@ def test_stopping_keeps_what_was_measured():
     assert (row.latency.rounds, row.throughput.rounds) == (3, 1)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_measured_when_asked_for():
     pytest.importorskip("onnxruntime")
     setup = Setup(size=16, batch=2, memory=True, training=True)
@@ -188,6 +189,7 @@ def test_runtimes_and_a_reference_in_one_of_them():
     assert rows[1].stored_bytes != rows[0].stored_bytes
 
 
+@pytest.mark.slow
 def test_a_method_with_kernels_of_its_own_for_each_image_runs_in_onnx():
     pytest.importorskip("onnxruntime")
     (row,) = run(*parse(["resnet18/cgc"], width=0.125), setup=Setup(size=32, batch=2), runtimes=["onnx"]).rows

@@ -20,6 +20,7 @@ def test_the_weights_are_in_it_and_the_caller_is_not(tmp_path):
     assert large < held.nbytes
 
 
+@pytest.mark.slow
 def test_training_needs_more(tmp_path):
     file = saved(tmp_path, 64 << 10)
     once, trained = (
