@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from kerneldna.data import ArraySplit, ImageData, open_data
-from kerneldna.loaders import train_loader, val_loader
+from kerneldna.loaders import calibration_loader, train_loader, val_loader
 from kerneldna.recipe import Recipe, load_recipe
 
 
@@ -214,3 +214,15 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ValueError, match=f"no data set at '{tmp_path}/images'"):
         open_data("~/images")
+
+
+def test_calibration_images_are_the_same_at_every_call_and_varied_only_if_asked_for():
+    chosen = recipe("augment.crop=pad", "augment.flip=0.5")
+    plain = torch.cat([x for x, _ in calibration_loader(images(), chosen, images=20)])
+    again = torch.cat([x for x, _ in calibration_loader(images(), chosen, images=20)])
+    varied = torch.cat([x for x, _ in calibration_loader(images(), chosen, images=20, augmented=True)])
+    assert len(plain) == 20
+    assert torch.equal(plain, again)
+    assert plain.shape == varied.shape
+    assert not torch.equal(plain, varied)
+    assert len(torch.cat([x for x, _ in calibration_loader(images(), chosen)])) == 50

@@ -50,7 +50,8 @@ def fuse_(
         calibrate: For "throughput": images `(B, C, H, W)`, or a loader of such batches or of (images, labels): some hundred
             training images. Or the means, as `kerneldna.calibrate.gate_means` returns them; networks trained with
             `gate_drop_rate` have them already.
-        recalibrate_norms: For "throughput": set the BatchNorm statistics anew on the calibration data.
+        recalibrate_norms: For "throughput": set the BatchNorm statistics anew on the calibration data, which should then be varied
+            as in training.
         probe: Input to compare on, `(B, C, H, W)`; by default two random images.
         progress: Show a progress bar while calibrating.
 

@@ -62,16 +62,20 @@ def val_loader(data: ImageData, recipe: Recipe, *, rank: int = 0, world_size: in
     return _in_order(data.val, indices, recipe)
 
 
-def calibration_loader(data: ImageData, recipe: Recipe, *, images: int = 1024) -> ImageLoader:
+def calibration_loader(
+    data: ImageData, recipe: Recipe, *, images: int = 1024, augmented: bool = False
+) -> ImageLoader:
     """Return a loader of training images in the form of validation images: what a trained network is calibrated on.
 
     Args:
         data: The data set.
         recipe: Its `data` and `augment` are read.
         images: How many, or all if there are fewer; the same ones at every call.
+        augmented: Vary them as in training: what BatchNorm's statistics are taken from.
     """
     indices = _limited(len(data.train), images).tolist()
-    return _in_order(data.train, indices, recipe)
+    transform = train_transform(recipe.data, recipe.augment) if augmented else None
+    return _in_order(data.train, indices, recipe, transform)
 
 
 class ImageLoader(DataLoader[Any]):
@@ -108,10 +112,12 @@ class ImageLoader(DataLoader[Any]):
         return int(self.samples.bad.sum())
 
 
-def _in_order(split: ImageSplit, indices: list[int], recipe: Recipe) -> ImageLoader:
+def _in_order(
+    split: ImageSplit, indices: list[int], recipe: Recipe, transform: Transform | None = None
+) -> ImageLoader:
     size = recipe.data.batch_size
     batches = [[_Draw(0, i) for i in indices[k : k + size]] for k in range(0, len(indices), size)]
-    transform = val_transform(recipe.data, recipe.augment)
+    transform = transform or val_transform(recipe.data, recipe.augment)
     return ImageLoader(_Samples(split, transform, recipe=recipe), batch_sampler=batches, recipe=recipe)
 
 

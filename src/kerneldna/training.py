@@ -153,15 +153,19 @@ def evaluate(
     return {**figures, "images": images, "seconds": seconds}
 
 
-def calibration_images(recipe: Recipe, *, source: str | None = None, images: int = 1024) -> ImageLoader:
+def calibration_images(
+    recipe: Recipe, *, source: str | None = None, images: int = 1024, augmented: bool = False
+) -> ImageLoader:
     """Return a loader of training images to calibrate a trained network on.
 
     Args:
         recipe: That of the run; says which images, in what form.
         source: Other images: a folder or a hub name.
         images: How many, or all if there are fewer.
+        augmented: Vary them as in training: what BatchNorm's statistics are taken from.
     """
-    return calibration_loader(open_data(source or recipe.data.source), recipe, images=images)
+    data = open_data(source or recipe.data.source)
+    return calibration_loader(data, recipe, images=images, augmented=augmented)
 
 
 class _Function(nn.Module):
