@@ -22,12 +22,23 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kerneldna.data import ImageData, ImageSplit
 from kerneldna.recipe import Recipe
-from kerneldna.transforms import Transform, train_transform, val_transform
+from kerneldna.resident import Decoded, ResidentLoader
+from kerneldna.transforms import Transform, byte_transform, train_transform, val_transform
 
 logger = logging.getLogger(__name__)
 
+# Decoded for runs with data.resident: a study trains many networks on one set.
+_KEPT: dict[Any, Decoded] = {}
 
-def train_loader(data: ImageData, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
+
+def train_loader(
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
+) -> TrainLoader | ResidentLoader:
     """Return the loader of the training split; the last, smaller batch of an epoch is left out.
 
     Args:
@@ -35,6 +46,7 @@ def train_loader(data: ImageData, recipe: Recipe, *, rank: int = 0, world_size: 
         recipe: Its `data`, `augment` and `seed` are read.
         rank: Which of the processes this one is; each gets its own part of every batch.
         world_size: Number of processes.
+        device: Where the images of a recipe with `data.resident` are kept; the CPU where not given.
 
     Raises:
         ValueError: If the split holds less than one batch, or the batch cannot be shared out evenly.
@@ -53,13 +65,28 @@ def train_loader(data: ImageData, recipe: Recipe, *, rank: int = 0, world_size: 
             "lower data.batch_size or raise data.limit_train"
         )
     transform = train_transform(spec, recipe.augment)
-    return TrainLoader(_Samples(data.train, transform, recipe=recipe), batch_sampler=batches, recipe=recipe)
+    loader = TrainLoader(_Samples(data.train, transform, recipe=recipe), batch_sampler=batches, recipe=recipe)
+    if not spec.resident:
+        return loader
+    decoded = _decoded(data, "train", indices, recipe)
+    return ResidentLoader(loader, decoded, recipe, varied=True, device=device or torch.device("cpu"))
 
 
-def val_loader(data: ImageData, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> ImageLoader:
+def val_loader(
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
+) -> ImageLoader | ResidentLoader:
     """Return the loader of the validation split, in order; arguments as for `train_loader`."""
-    indices = _limited(len(data.val), recipe.data.limit_val)[rank::world_size].tolist()
-    return _in_order(data.val, indices, recipe)
+    indices = _limited(len(data.val), recipe.data.limit_val)
+    loader = _in_order(data.val, indices[rank::world_size].tolist(), recipe)
+    if not recipe.data.resident:
+        return loader
+    decoded = _decoded(data, "val", indices, recipe)
+    return ResidentLoader(loader, decoded, recipe, varied=False, device=device or torch.device("cpu"))
 
 
 def calibration_loader(
@@ -112,13 +139,35 @@ class ImageLoader(DataLoader[Any]):
         return int(self.samples.bad.sum())
 
 
+def _decoded(data: ImageData, split: str, indices: torch.Tensor, recipe: Recipe) -> Decoded:
+    """Decode the images of a split, or take those that an earlier run of this process decoded."""
+    spec = recipe.data
+    key = (spec.source, split, len(indices), spec.image_size, recipe.augment.interpolation, spec.on_bad_image)
+    if key not in _KEPT:
+        images: ImageSplit = getattr(data, split)
+        loader = _in_order(
+            images, indices.tolist(), recipe, byte_transform(spec, recipe.augment), numbered=True
+        )
+        pixels, numbered = zip(*loader, strict=True)
+        labels, found = torch.cat(numbered).unbind(1)
+        if len(_KEPT) >= 4:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = Decoded(torch.cat(pixels), labels, found.contiguous(), loader.bad_images)
+    return _KEPT[key]
+
+
 def _in_order(
-    split: ImageSplit, indices: list[int], recipe: Recipe, transform: Transform | None = None
+    split: ImageSplit,
+    indices: list[int],
+    recipe: Recipe,
+    transform: Transform | None = None,
+    numbered: bool = False,
 ) -> ImageLoader:
     size = recipe.data.batch_size
     batches = [[_Draw(0, i) for i in indices[k : k + size]] for k in range(0, len(indices), size)]
     transform = transform or val_transform(recipe.data, recipe.augment)
-    return ImageLoader(_Samples(split, transform, recipe=recipe), batch_sampler=batches, recipe=recipe)
+    samples = _Samples(split, transform, recipe=recipe, numbered=numbered)
+    return ImageLoader(samples, batch_sampler=batches, recipe=recipe)
 
 
 class TrainLoader(ImageLoader):
@@ -178,10 +227,12 @@ class _Batches:
 
 
 class _Samples(Dataset[Any]):
-    """A split, transformed: draw in, (tensor, class) out."""
+    """A split, transformed: draw in, (tensor, class) out; or (tensor, (class, index of the image)) where numbered."""
 
-    def __init__(self, split: ImageSplit, transform: Transform, *, recipe: Recipe) -> None:
-        self.split, self.transform, self.seed = split, transform, recipe.seed
+    def __init__(
+        self, split: ImageSplit, transform: Transform, *, recipe: Recipe, numbered: bool = False
+    ) -> None:
+        self.split, self.transform, self.seed, self.numbered = split, transform, recipe.seed, numbered
         self.skip = recipe.data.on_bad_image == "skip"
         # One slot for each worker, so that none needs a lock.
         self.bad = torch.zeros(max(1, recipe.data.workers), dtype=torch.int64).share_memory_()
@@ -189,7 +240,7 @@ class _Samples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, draw: _Draw) -> tuple[torch.Tensor, int] | _Unread:
+    def __getitem__(self, draw: _Draw) -> tuple[torch.Tensor, Any] | _Unread:
         try:
             image, label = self.split[draw.image]
             image.load()
@@ -197,7 +248,7 @@ class _Samples(Dataset[Any]):
         except Exception as error:
             return self._unread(self.split.describe(draw.image), error)
         with _seeded(self.seed, *draw):
-            return self.transform(image), label
+            return self.transform(image), (label, draw.image) if self.numbered else label
 
     def _unread(self, name: str, error: Exception) -> _Unread:
         if not self.skip:
@@ -234,7 +285,7 @@ def _limited(count: int, limit: int | None) -> torch.Tensor:
 
 
 def _collate(
-    batch: Sequence[tuple[torch.Tensor, int] | _Unread],
+    batch: Sequence[tuple[torch.Tensor, Any] | _Unread],
 ) -> tuple[torch.Tensor, torch.Tensor] | _Unread:
     """Stack the samples that could be read: images `(B, 3, H, W)` and classes `(B,)`."""
     read = [sample for sample in batch if not isinstance(sample, _Unread)]
@@ -244,7 +295,8 @@ def _collate(
             return sample
     if not read:
         names = ", ".join(sample.text for sample in unread)
-        text = f"none of a batch's {len(batch)} images can be read: {names}; check the data set"
-        return _Unread(text, fatal=True)
+        return _Unread(
+            f"none of a batch's {len(batch)} images can be read: {names}; check the data set", True
+        )
     images, labels = zip(*read, strict=True)
     return torch.stack(images), torch.tensor(labels)

@@ -64,12 +64,14 @@ class DataSpec(_Section):
     """Images per step, all processes together."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode images; 0 decodes in the training process."""
+    resident: bool = False
+    """Decode all images once, keep them on the training device, and crop and flip them there: for sets that fit."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do with an image that cannot be read; "skip" logs and counts it."""
     limit_train: Count | None = None
     """Use only this many training images, the same ones for every seed."""
     limit_val: Count | None = None
-    """Use only this many validation images, the same ones for every seed."""
+    """The same for validation images."""
 
 
 class AugmentSpec(_Section):
@@ -107,13 +109,11 @@ class OptimizerSpec(_Section):
     """What turns gradients into steps."""
 
     name: Literal["sgd", "adamw"]
-    """The optimizer."""
     lr: Positive
     """Learning rate at its highest, for the whole batch over all processes."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD; AdamW does not read it."""
+    """Of SGD; AdamW does not read it."""
     nesterov: bool = False
-    """Nesterov momentum; AdamW does not read it."""
     weight_decay: NotNegative
     """Weight decay: added to the gradient by SGD, decoupled in AdamW."""
     decay_norm_and_bias: bool = True
@@ -144,7 +144,7 @@ class Recipe(_Section):
     """Everything one training run depends on."""
 
     name: str
-    """Name of the recipe, and of its row in a table."""
+    """Its name, and that of its row in a table."""
     task: str = "classification"
     """What is learnt: the name of a task."""
     model: ModelSpec

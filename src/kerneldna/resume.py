@@ -23,6 +23,7 @@ from kerneldna.data import ImageData
 from kerneldna.files import atomic
 from kerneldna.loaders import ImageLoader, TrainLoader, train_loader, val_loader
 from kerneldna.recipe import Recipe
+from kerneldna.resident import ResidentLoader
 from kerneldna.runs import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ class RunImages(LightningDataModule):
         super().__init__()
         self.position = (0, 0)
         self._data, self._recipe = data, recipe
-        self._train: TrainLoader | None = None
-        self._val: ImageLoader | None = None
+        self._train: TrainLoader | ResidentLoader | None = None
+        self._val: ImageLoader | ResidentLoader | None = None
         self._bad_before = 0
 
     @property
@@ -90,17 +91,19 @@ class RunImages(LightningDataModule):
         """How many times an image could not be read, over all parts of the run."""
         return self._bad_before + sum(loader.bad_images for loader in (self._train, self._val) if loader)
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> TrainLoader | ResidentLoader:
         """Build the training loader of this process."""
         self._train = train_loader(self._data, self._recipe, **self._place())
         self._train.set_position(*self.position)
-        self._train.worker_init_fn = _leave_signals
+        if isinstance(self._train, TrainLoader):
+            self._train.worker_init_fn = _leave_signals
         return self._train
 
-    def val_dataloader(self) -> ImageLoader:
+    def val_dataloader(self) -> ImageLoader | ResidentLoader:
         """Build the validation loader of this process."""
         self._val = val_loader(self._data, self._recipe, **self._place())
-        self._val.worker_init_fn = _leave_signals
+        if isinstance(self._val, ImageLoader):
+            self._val.worker_init_fn = _leave_signals
         return self._val
 
     def move_to(self, epoch: int, batch: int) -> None:
@@ -118,9 +121,12 @@ class RunImages(LightningDataModule):
         self._bad_before = state_dict["bad_images"]
         self.move_to(*state_dict["position"])
 
-    def _place(self) -> dict[str, int]:
+    def _place(self) -> dict[str, Any]:
         trainer = self.trainer
-        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+        if trainer is None:
+            return {}
+        device = trainer.strategy.root_device
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size, "device": device}
 
 
 class RunKeeper(Callback):

@@ -74,6 +74,12 @@ def val_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
     return transform
 
 
+def byte_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
+    """Return the transform of images that are kept: (W, H) RGB image to a (3, image_size, image_size) tensor of bytes."""
+    resize = T.Resize(data.image_size, T.InterpolationMode(augment.interpolation))
+    return T.Compose([resize, T.CenterCrop(data.image_size), T.PILToTensor()])
+
+
 def _allow_zero_bits(colour: T.Compose) -> None:
     """Let timm's posterize run at 0 bits, which it asks for at full magnitude and Pillow refuses since 13."""
     for transform in colour.transforms:
