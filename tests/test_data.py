@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from kerneldna.data import ArraySplit, ImageData, open_data
 from kerneldna.loaders import calibration_loader, train_loader, val_loader
-from kerneldna.recipe import Recipe, load_recipe
+from kerneldna.recipe import load_recipe
+from kerneldna.specs import Recipe
 
 
 class Broken:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kerneldna.optim import learning_rate, make_optimizer
-from kerneldna.recipe import OptimizerSpec, ScheduleSpec
+from kerneldna.specs import OptimizerSpec, ScheduleSpec
 
 
 def test_warm_up_is_linear_then_half_a_cosine():

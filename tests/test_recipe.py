@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from kerneldna.recipe import Recipe, list_recipes, load_recipe
+from kerneldna.recipe import list_recipes, load_recipe
+from kerneldna.specs import Recipe
 
 GOOD = """\
 name: mine

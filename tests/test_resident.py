@@ -7,8 +7,9 @@ import torch
 
 from kerneldna.data import ArraySplit, ImageData
 from kerneldna.loaders import train_loader, val_loader
-from kerneldna.recipe import Recipe, load_recipe
+from kerneldna.recipe import load_recipe
 from kerneldna.resident import ResidentLoader
+from kerneldna.specs import Recipe
 from kerneldna.training import train
 
 SIZE = ["data.image_size=16", "data.batch_size=8", "data.workers=0", "data.resident=true"]

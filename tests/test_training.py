@@ -15,7 +15,8 @@ import torch
 
 from kerneldna import training
 from kerneldna.files import write_text
-from kerneldna.recipe import Recipe, load_recipe
+from kerneldna.recipe import load_recipe
+from kerneldna.specs import Recipe
 from kerneldna.tasks.classification import Classification
 from kerneldna.training import evaluate, train
 

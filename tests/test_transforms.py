@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from kerneldna.recipe import AugmentSpec, DataSpec
+from kerneldna.specs import AugmentSpec, DataSpec
 from kerneldna.transforms import _posterize, train_transform, val_transform
 
 DATA = DataSpec(source="digits", image_size=32, batch_size=4)

@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kerneldna.data import ImageData, ImageSplit
-from kerneldna.recipe import Recipe
 from kerneldna.resident import Decoded, ResidentLoader
+from kerneldna.specs import Recipe
 from kerneldna.transforms import Transform, byte_transform, train_transform, val_transform
 
 logger = logging.getLogger(__name__)
@@ -174,9 +174,7 @@ class TrainLoader(ImageLoader):
     """An ImageLoader that can start at any batch; each pass over it is one epoch, the next pass the next."""
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Let the next pass start at batch `batch` of epoch `epoch`, both counted from 0.
-
-        `len()` stays the number of batches of a whole epoch.
+        """Let the next pass start at batch `batch` of epoch `epoch`, both counted from 0; `len()` stays that of an epoch.
 
         Raises:
             ValueError: If the epoch has no such batch.

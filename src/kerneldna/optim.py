@@ -13,7 +13,7 @@ import math
 import torch
 from torch import nn
 
-from kerneldna.recipe import OptimizerSpec, ScheduleSpec
+from kerneldna.specs import OptimizerSpec, ScheduleSpec
 
 
 def learning_rate(step: int, *, steps: int, peak: float, schedule: ScheduleSpec) -> float:

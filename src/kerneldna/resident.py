@@ -16,7 +16,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
 
-from kerneldna.recipe import AugmentSpec, Recipe
+from kerneldna.specs import AugmentSpec, Recipe
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from kerneldna.data import ImageData
 from kerneldna.files import atomic
 from kerneldna.loaders import ImageLoader, TrainLoader, train_loader, val_loader
-from kerneldna.recipe import Recipe
 from kerneldna.resident import ResidentLoader
 from kerneldna.runs import RunFolder
+from kerneldna.specs import Recipe
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kerneldna.files import write_json, write_text
-from kerneldna.recipe import Recipe, load_recipe
+from kerneldna.recipe import load_recipe
+from kerneldna.specs import Recipe
 
 COLUMNS = ("epoch", "step", "lr", "train_loss", "val_loss", "top1", "top5", "seconds")
 

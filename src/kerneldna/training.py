@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from kerneldna import checkpoint
 from kerneldna.data import open_data
 from kerneldna.loaders import ImageLoader, calibration_loader, val_loader
-from kerneldna.recipe import Recipe
 from kerneldna.registry import suggest, tasks
 from kerneldna.resume import RunImages, RunKeeper, StopRequest
 from kerneldna.runs import Result, RunFolder
+from kerneldna.specs import Recipe
 
 _log = logging.getLogger(__name__)
 Network = nn.Module | Callable[[Tensor], Any]

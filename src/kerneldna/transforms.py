@@ -18,7 +18,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms as T
 
-from kerneldna.recipe import AugmentSpec, DataSpec
+from kerneldna.specs import AugmentSpec, DataSpec
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from kerneldna.models import create_model
-from kerneldna.recipe import Recipe, load_recipe
+from kerneldna.recipe import load_recipe
+from kerneldna.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.tasks.classification import Classification
 

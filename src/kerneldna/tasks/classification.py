@@ -25,8 +25,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from kerneldna.dynamic import step_schedules
 from kerneldna.models import create_model
 from kerneldna.optim import learning_rate, make_optimizer
-from kerneldna.recipe import Recipe
 from kerneldna.registry import tasks
+from kerneldna.specs import Recipe
 
 
 @tasks.register("classification")
