@@ -43,7 +43,7 @@ def settle() -> Callable[..., nn.Module]:
 
     def move(model: nn.Module, x: torch.Tensor, *, rounds: int = 3) -> nn.Module:
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or name.endswith(("spatial", "filter")):
+            if parameter.ndim == 1 or name.endswith(("spatial", "filter", "position", "input", "left")):
                 nn.init.normal_(parameter, 0.5, 0.2)
         with torch.no_grad():
             for _ in range(rounds):

@@ -17,6 +17,8 @@ NETWORKS = {
     "resnet18 that drops gates": {"gate_drop_rate": 0.5},
     "mobilenetv2_050": {},
     "convnext_tiny": {},
+    "resnet18 with one gate a stage": {"gate": "stage", "gate_drop_rate": 0.5},
+    "convnext_tiny with one gate a stage": {"gate": "stage"},
 }
 
 

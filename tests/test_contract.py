@@ -15,6 +15,12 @@ METHODS = kd.list_methods()
 PER_IMAGE_KERNELS = {"cgc", "condconv", "dyconv", "odconv", "kernelwarehouse"}
 QUICK = {"resnet18", "mobilenetv2_050", "convnext_tiny"}  # one of each kind; the others are deeper copies
 SIZE = 48
+# choices of KernelDNA that change what its layers are; each on a backbone of every kind
+CHOICES = {
+    "stage-gate": {"gate": "stage"},
+    "position-input": {"modulation": "position_input"},
+    "low-rank": {"modulation": "low_rank"},
+}
 
 
 def cases():
@@ -22,13 +28,21 @@ def cases():
         for backbone in kd.list_models():
             quick = backbone in QUICK or method == "kerneldna"
             yield pytest.param(
-                (backbone, method), id=f"{backbone}-{method}", marks=() if quick else pytest.mark.slow
+                (backbone, method, {}), id=f"{backbone}-{method}", marks=() if quick else pytest.mark.slow
+            )
+    for choice, options in CHOICES.items():
+        for backbone in sorted(QUICK):
+            quick = backbone == "resnet18" or choice == "stage-gate"
+            yield pytest.param(
+                (backbone, "kerneldna", options),
+                id=f"{backbone}-kerneldna-{choice}",
+                marks=() if quick else pytest.mark.slow,
             )
 
 
-def build(backbone, method):
+def build(backbone, method, options):
     torch.manual_seed(0)
-    return kd.create_model(backbone, method=method, num_classes=6, width=0.25)
+    return kd.create_model(backbone, method=method, num_classes=6, width=0.25, options=options)
 
 
 @pytest.fixture(scope="module", params=cases())
@@ -164,7 +178,8 @@ def test_fused_equals_unfused(case, model, images):
     if case[1] != "kerneldna":
         return
     ours = {type(m).__name__ for m in fused.modules() if type(m).__module__.startswith("kerneldna")}
-    assert ours <= ({"ChannelAttention"} if case[0] == "convnext_tiny" else set())
+    kept = {"ChannelAttention"} if case[0] == "convnext_tiny" else set()
+    assert ours <= ({"StageGate", "LaterGate"} if case[2].get("gate") == "stage" else kept)
     fast = kd.fuse_(copy.deepcopy(model), mode="throughput", calibrate=images, progress=False)
     assert convert.state_of(fast)["fused"]["difference"] < 1e-5
     assert not {type(m).__name__ for m in fast.modules() if type(m).__module__.startswith("kerneldna")}
@@ -173,7 +188,7 @@ def test_fused_equals_unfused(case, model, images):
 @pytest.mark.slow
 def test_compile_in_one_graph(case, model, images):
     torch.compiler.reset()  # or the cases before count as recompilations of the same forward
-    one = case == ("resnet18", "kerneldna")  # enough for the code generator
+    one = case == ("resnet18", "kerneldna", {})  # enough for the code generator
     backend = "inductor" if one else "aot_eager"
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert relative(compiled(images), model(images)) < 1e-4

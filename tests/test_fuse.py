@@ -16,7 +16,7 @@ def trained():
     torch.manual_seed(0)
     model = kd.create_model("resnet18", method="kerneldna", num_classes=4, width=0.25, stem="small")
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 or name.endswith(("spatial", "filter")):
+        if parameter.ndim == 1 or name.endswith(("spatial", "filter", "position", "input", "left")):
             nn.init.normal_(parameter, 0.5, 0.2)
     with torch.no_grad():
         for _ in range(3):

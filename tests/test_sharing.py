@@ -38,3 +38,14 @@ def test_kernel_times_factors_is_the_fused_kernel(name, mode, settle):
 def test_a_plain_network_shares_nothing():
     model = kd.create_model("resnet18", num_classes=4, width=0.125).eval()
     assert shared_kernels(model, kd.fuse_(copy.deepcopy(model))) == ()
+
+
+def test_a_child_whose_factors_are_as_large_as_its_kernel_is_not_shared():
+    model = kd.create_model(
+        "resnet50",
+        method=kd.KernelDNA(eligible="pointwise", modulation="low_rank"),
+        num_classes=4,
+        width=0.125,
+    )
+    shared = shared_kernels(model, kd.fuse_(copy.deepcopy(model.eval())))
+    assert {len(kernel.users) for kernel in shared} == {1}  # the parent alone

@@ -3,13 +3,68 @@
 from __future__ import annotations
 
 import torch
+from timm.layers.squeeze_excite import SqueezeExcite
 from torch import Tensor, nn
 
 NORMS = ("batch", "none")
 MOMENTUM = 0.1  # of the gate's running mean; that of BatchNorm
 
 
-class ChannelAttention(nn.Module):
+class Gate(nn.Module):
+    """What scales each channel of a map by a value of each image's own: `y = x * gate(x)`.
+
+    Args:
+        channels: Channels of the map.
+        channels_last: The map is `(B, ..., channels)` instead of `(B, channels, H, W)`.
+        drop_rate: Share of training images, 0-1, whose gate is replaced by the mean of the batch's gates, so that the network
+            learns to do with it. Above 0 the module has a buffer `mean`, `(channels,)`, the running mean.
+    """
+
+    mean: Tensor | None
+
+    def __init__(self, channels: int, *, channels_last: bool = False, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.channels, self.channels_last, self.drop_rate = channels, channels_last, drop_rate
+        # from 0.5, where a sigmoid starts
+        self.register_buffer("mean", torch.full((channels,), 0.5) if drop_rate else None)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate of `x`, shaped to scale it: `(B, channels, 1, 1)` or `(B, 1, ..., 1, channels)`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with its channels scaled; the shape stays."""
+        a = self.gate(x)
+        if self.training and self.mean is not None:
+            a = self._dropped(a, self.mean)
+        return x * a
+
+    @property
+    def normalises(self) -> bool:
+        """Whether a BatchNorm computes the gate, which a batch of 1 cannot train."""
+        return False
+
+    def without_norm(self) -> nn.Module:
+        """Return a module that scales as this one does in eval mode and has no BatchNorm."""
+        raise NotImplementedError
+
+    def _shaped(self, a: Tensor, x: Tensor) -> Tensor:
+        """Shape `(B, channels, 1, 1)` to scale `x`, and give it its type."""
+        if a.dtype != x.dtype:
+            a = a.to(x.dtype)
+        return a.view(a.shape[0], *(1,) * (x.ndim - 2), -1) if self.channels_last else a
+
+    def _dropped(self, a: Tensor, running: Tensor) -> Tensor:
+        """Put the mean of the batch's gates in the place of some of them, and move the running mean on, as BatchNorm does."""
+        # the batch's own mean, not the running one: checkpointing runs this twice, and must see the same both times
+        mean = a.mean(0, keepdim=True)
+        with torch.no_grad():
+            running.lerp_(mean.flatten().to(running.dtype), MOMENTUM)
+        dropped = torch.rand((a.shape[0], *(1,) * (a.ndim - 1)), device=a.device) < self.drop_rate
+        return torch.where(dropped, mean, a)
+
+
+class ChannelAttention(Gate):
     """Scale each input channel by a gate computed from the whole map.
 
         a = sigmoid(fc2(relu(norm(fc1(mean(x))))))        y = x * a
@@ -20,12 +75,10 @@ class ChannelAttention(nn.Module):
         channels: Channels of the input.
         hidden: The hidden width.
         norm: "batch" (the paper's) or "none", which puts a bias in its place and trains at batch size 1.
-        channels_last: The input is `(B, ..., channels)` instead of `(B, channels, H, W)`.
-        drop_rate: Share of training images, 0-1, whose gate is replaced by the mean of the batch's gates, so that the network
-            learns to do with it. Above 0 the module has a buffer `mean`, `(channels,)`, the running mean.
+        gates: How many gates come out; by default one a channel.
+        channels_last: As for `Gate`.
+        drop_rate: As for `Gate`.
     """
-
-    mean: Tensor | None
 
     def __init__(
         self,
@@ -33,33 +86,32 @@ class ChannelAttention(nn.Module):
         hidden: int,
         *,
         norm: str = "batch",
+        gates: int | None = None,
         channels_last: bool = False,
         drop_rate: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(channels, channels_last=channels_last, drop_rate=drop_rate)
         if norm not in NORMS:
             raise ValueError(f"norm is {norm!r}; expected one of {', '.join(NORMS)}")
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=norm == "none")
         self.norm = nn.BatchNorm2d(hidden) if norm == "batch" else nn.Identity()
-        self.fc2 = nn.Conv2d(hidden, channels, 1)
-        self.channels_last = channels_last
-        self.drop_rate = drop_rate
-        # from 0.5, where a sigmoid starts
-        self.register_buffer("mean", torch.full((channels,), 0.5) if drop_rate else None)
+        self.fc2 = nn.Conv2d(hidden, gates or channels, 1)
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate of `x`, shaped to scale it: `(B, channels, 1, 1)` or `(B, 1, ..., 1, channels)`."""
+        return self._shaped(self.attend(x), x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Return what comes out of the formula for `x`, `(B, gates, 1, 1)`."""
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._gate(x.float()).to(x.dtype)
-        return self._gate(x)
+                return self._attend(x.float())
+        return self._attend(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` with its channels scaled; the shape stays."""
-        a = self.gate(x)
-        if self.training and self.mean is not None:
-            a = self._dropped(a, self.mean)
-        return x * a
+    @property
+    def normalises(self) -> bool:
+        """Whether a BatchNorm computes the gate, which a batch of 1 cannot train."""
+        return isinstance(self.norm, nn.BatchNorm2d)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return the weight `(hidden, channels, 1, 1)` and bias `(hidden,)` of fc1 with the norm folded in (eval mode)."""
@@ -75,22 +127,29 @@ class ChannelAttention(nn.Module):
         shift = norm.bias.detach().double() - mean * scale
         return (weight.double() * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
 
-    def _dropped(self, a: Tensor, running: Tensor) -> Tensor:
-        """Put the mean of the batch's gates in the place of some of them, and move the running mean on, as BatchNorm does."""
-        # the batch's own mean, not the running one: checkpointing runs this twice, and must see the same both times
-        mean = a.mean(0, keepdim=True)
-        with torch.no_grad():
-            running.lerp_(mean.flatten().to(running.dtype), MOMENTUM)
-        dropped = torch.rand((a.shape[0], *(1,) * (a.ndim - 1)), device=a.device) < self.drop_rate
-        return torch.where(dropped, mean, a)
+    def without_norm(self) -> nn.Module:
+        """Return timm's SqueezeExcite, or for channels-last maps, which it does not take, a ChannelAttention of norm "none"."""
+        channels, hidden = self.fc1.in_channels, self.fc1.out_channels
+        if self.channels_last:
+            plain = ChannelAttention(channels, hidden, norm="none", channels_last=True)
+        else:
+            plain = SqueezeExcite(channels, rd_channels=hidden, bias=True)
+        return self._filled(plain)
 
-    def _gate(self, x: Tensor) -> Tensor:
+    def _filled(self, plain: nn.Module) -> nn.Module:
+        """Give the layers fc1 and fc2 of `plain` the weights of this one, its norm folded in."""
+        weight, bias = self.folded()
+        values = {"fc1.weight": weight, "fc1.bias": bias}
+        values |= {f"fc2.{name}": value.detach().clone() for name, value in self.fc2.named_parameters()}
+        plain.load_state_dict(values, assign=True)
+        return plain
+
+    def _attend(self, x: Tensor) -> Tensor:
         if self.channels_last:
             pooled = x.mean(dim=tuple(range(1, x.ndim - 1)))[:, :, None, None]
         else:
             pooled = x.mean(dim=(2, 3), keepdim=True)
-        a = torch.sigmoid(self.fc2(torch.relu(self.norm(self.fc1(pooled)))))
-        return a.view(a.shape[0], *(1,) * (x.ndim - 2), -1) if self.channels_last else a
+        return torch.sigmoid(self.fc2(torch.relu(self.norm(self.fc1(pooled)))))
 
 
 def _double(buffer: Tensor | None) -> Tensor:

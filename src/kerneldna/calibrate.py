@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna import surgery
-from kerneldna.attention import ChannelAttention
+from kerneldna.attention import Gate
+from kerneldna.lookahead import logits_of
 from kerneldna.progress import bar
 
 Batches = Tensor | Iterable[Any]
 
 
-def gates_of(model: nn.Module) -> dict[str, ChannelAttention]:
+def gates_of(model: nn.Module) -> dict[str, Gate]:
     """Return every gate of `model` by its qualified name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, ChannelAttention)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
 
 
 @torch.no_grad()
@@ -41,16 +42,16 @@ def gate_means(model: nn.Module, data: Batches, *, progress: bool = True) -> dic
     sums: dict[str, Tensor] = {}
     images = 0
 
-    def adding(name: str) -> Any:
+    def adding(name: str, part: slice) -> Any:
         def hook(_: nn.Module, __: Any, logits: Tensor) -> None:
-            gate = torch.sigmoid(logits.double()).flatten(1).sum(0)
+            gate = torch.sigmoid(logits[:, part].double()).flatten(1).sum(0)
             sums[name] = sums[name] + gate if name in sums else gate
 
         return hook
 
     with surgery.evaluating(model), ExitStack() as hooks:
-        for name, gate in gates_of(model).items():
-            hooks.callback(gate.fc2.register_forward_hook(adding(name)).remove)
+        for name, (fc2, part) in logits_of(gates_of(model)).items():
+            hooks.callback(fc2.register_forward_hook(adding(name, part)).remove)
         for x in batches(model, data, text="Calibrating", progress=progress):
             model(x)
             images += len(x)
@@ -78,7 +79,7 @@ def tracked_means(model: nn.Module) -> dict[str, Tensor] | None:
 def constant_gates(model: nn.Module, means: Mapping[str, Tensor]) -> Iterator[None]:
     """Replace every gate by its mean inside the block."""
 
-    def constant(gate: ChannelAttention, mean: Tensor) -> Any:
+    def constant(gate: Gate, mean: Tensor) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> Tensor:
             (x,) = inputs
             return x * (mean.to(x) if gate.channels_last else mean.to(x)[:, None, None])

@@ -2,6 +2,8 @@
 
     weight = parent.weight * (1 + spatial) * (1 + filter)        y = conv(x * a(x), weight)
 
+`kerneldna.modulation` has other products for the two static attentions.
+
 The child *borrows its parent module*: it holds a reference that `nn.Module` does not register. So the kernel stands once in
 `parameters()`, once in `state_dict()` and once in a file; and since the reference is an ordinary attribute, `copy.deepcopy` and
 pickle of a whole model keep the tie inside the copy.
@@ -14,10 +16,10 @@ from math import prod
 from typing import Any, NoReturn
 
 import torch
-from timm.layers.squeeze_excite import SqueezeExcite
 from torch import Tensor, nn
 
-from kerneldna.attention import ChannelAttention
+from kerneldna.attention import ChannelAttention, Gate
+from kerneldna.modulation import NAMES, factors, modulation_parameters
 
 _GEOMETRY = (
     "in_channels",
@@ -32,9 +34,12 @@ _GEOMETRY = (
 
 
 class _Child(nn.Module):
-    """What both kinds of child share: the borrowed parent, the two static attentions, the gate."""
+    """What both kinds of child share: the borrowed parent, the modulation of its kernel, the gate."""
 
     _parent: nn.Conv2d | nn.Linear
+    spatial: nn.Parameter | None
+    filter: nn.Parameter | None
+    position: nn.Parameter | None
 
     def __init__(
         self,
@@ -42,7 +47,8 @@ class _Child(nn.Module):
         parent: nn.Conv2d | nn.Linear,
         replaced: nn.Conv2d | nn.Linear,
         *,
-        gate: ChannelAttention | None,
+        gate: Gate | None,
+        **modulation: Any,
     ) -> None:
         super().__init__()
         if parent.weight.shape != replaced.weight.shape:
@@ -54,8 +60,10 @@ class _Child(nn.Module):
         self.name = name
         self.bias = replaced.bias
         self.gate = gate
-        self.spatial: nn.Parameter | None = None
-        self.filter: nn.Parameter | None = None
+        made = modulation_parameters(parent.weight.shape, **modulation)
+        for part in NAMES:
+            self.register_parameter(part, made.get(part))
+        self.to(replaced.weight.device, replaced.weight.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -66,13 +74,8 @@ class _Child(nn.Module):
     @property
     def modulation(self) -> Tensor | None:
         """What the parent's kernel is multiplied by: one small product, so that the kernel itself is multiplied once."""
-        if self.spatial is not None and self.filter is not None:
-            return (1 + self.spatial) * (1 + self.filter)
-        if self.spatial is not None:
-            return 1 + self.spatial
-        if self.filter is not None:
-            return 1 + self.filter
-        return None
+        parts = factors(self, self._parent.weight.ndim)
+        return prod(parts[1:], start=parts[0]) if parts else None
 
     def factors(self, mean: Tensor | None = None) -> list[Tensor]:
         """Return small tensors whose product with the parent's kernel is the fused one: float64, of the kernel's dimensions.
@@ -81,7 +84,7 @@ class _Child(nn.Module):
             mean: The mean of the gate, one value an input channel, if it is to be folded in.
         """
         kernel = self._parent.weight
-        found = [1 + p.detach().double() for p in (self.spatial, self.filter) if p is not None]
+        found = [part.detach().double() for part in factors(self, kernel.ndim)]
         if mean is not None:
             # grouped: each output channel sees the input channels of its group
             groups = getattr(self, "groups", 1)
@@ -98,7 +101,7 @@ class _Child(nn.Module):
     def _gated(self, x: Tensor) -> Tensor:
         if self.gate is None:
             return x
-        if self.training and x.shape[0] == 1 and isinstance(self.gate.norm, nn.BatchNorm2d):
+        if self.training and x.shape[0] == 1 and self.gate.normalises:
             raise ValueError(
                 f"child {self.name!r}: a batch of 1 in training gives the BatchNorm of its gate one value per channel; "
                 "use a batch of 2 or more (drop_last=True), model.eval(), or KernelDNA(norm='none')"
@@ -123,10 +126,10 @@ class ChildConv2d(_Child):
         replaced: The convolution it stands in for; the kernel has the parent's shape.
         reduction: Of the channel attention.
         channel: With channel attention, the dynamic gate of the input's channels.
-        spatial: With spatial attention, `(1, 1, k, k)`; a 1x1 kernel has none.
-        filter: With filter attention, `(out_channels, 1, 1, 1)`.
         norm: Of the channel attention: "batch" or "none".
         gate_drop_rate: Of the channel attention.
+        gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.lookahead`.
+        **modulation: As `kerneldna.modulation.modulation_parameters` takes them: modulation, spatial, filter, rank.
 
     Raises:
         ValueError: If the kernels' shapes differ.
@@ -140,16 +143,16 @@ class ChildConv2d(_Child):
         *,
         reduction: int = 4,
         channel: bool = True,
-        spatial: bool = True,
-        filter: bool = True,
         norm: str = "batch",
         gate_drop_rate: float = 0.0,
+        gate: Gate | None = None,
+        **modulation: Any,
     ) -> None:
-        channels, gate = replaced.in_channels, None
-        if channel:
+        channels = replaced.in_channels
+        if channel and gate is None:
             hidden = max(1, channels // reduction)
             gate = ChannelAttention(channels, hidden, norm=norm, drop_rate=gate_drop_rate)
-        super().__init__(name, parent, replaced, gate=gate)
+        super().__init__(name, parent, replaced, gate=gate, **modulation)
         self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
         self.kernel_size, self.stride, self.padding = replaced.kernel_size, replaced.stride, replaced.padding
         self.dilation, self.groups = replaced.dilation, replaced.groups
@@ -157,11 +160,6 @@ class ChildConv2d(_Child):
             replaced.padding_mode,
             replaced._reversed_padding_repeated_twice,
         )
-        if spatial and self.kernel_size != (1, 1):
-            self.spatial = nn.Parameter(torch.zeros(1, 1, *self.kernel_size))
-        if filter:
-            self.filter = nn.Parameter(torch.zeros(self.out_channels, 1, 1, 1))
-        self.to(replaced.weight.device, replaced.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
@@ -173,7 +171,9 @@ class ChildConv2d(_Child):
         )
 
     def fused(self, mean: Tensor | None = None) -> nn.Module:
-        """Return plain modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution.
+        """Return modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution; all plain.
+
+        A gate that a stage's children share stays one of this library's, its norm folded.
 
         Args:
             mean: The mean of the gate, `(in_channels,)`: then a convolution alone, of the kernel times this.
@@ -183,7 +183,7 @@ class ChildConv2d(_Child):
         conv = _filled(conv, self._scaled(mean), self.bias)
         if self.gate is None or mean is not None:
             return conv
-        return nn.Sequential(OrderedDict(gate=_squeeze_excite(self.gate), conv=conv))
+        return nn.Sequential(OrderedDict(gate=self.gate.without_norm(), conv=conv))
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Conv2d` would."""
@@ -201,9 +201,10 @@ class ChildLinear(_Child):
         replaced: The layer it stands in for.
         reduction: Of the channel attention.
         channel: With channel attention.
-        filter: With filter attention, `(out_features, 1)`.
         norm: Of the channel attention: "batch" or "none".
         gate_drop_rate: Of the channel attention.
+        gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.lookahead`.
+        **modulation: As for ChildConv2d; there is no spatial attention.
 
     Raises:
         ValueError: If the kernels' shapes differ.
@@ -217,19 +218,17 @@ class ChildLinear(_Child):
         *,
         reduction: int = 4,
         channel: bool = True,
-        filter: bool = True,
         norm: str = "batch",
         gate_drop_rate: float = 0.0,
+        gate: Gate | None = None,
+        **modulation: Any,
     ) -> None:
-        channels, gate = replaced.in_features, None
-        if channel:
+        channels = replaced.in_features
+        if channel and gate is None:
             hidden = max(1, channels // reduction)
             gate = ChannelAttention(channels, hidden, norm=norm, channels_last=True, drop_rate=gate_drop_rate)
-        super().__init__(name, parent, replaced, gate=gate)
+        super().__init__(name, parent, replaced, gate=gate, **modulation)
         self.in_features, self.out_features = channels, replaced.out_features
-        if filter:
-            self.filter = nn.Parameter(torch.zeros(self.out_features, 1))
-        self.to(replaced.weight.device, replaced.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
@@ -245,10 +244,7 @@ class ChildLinear(_Child):
         linear = _filled(linear, self._scaled(mean), self.bias)
         if self.gate is None or mean is not None:
             return linear
-        channels, hidden = self.in_features, self.gate.fc1.out_channels
-        gate = ChannelAttention(channels, hidden, norm="none", channels_last=True)
-        _fill_gate(gate.fc1, gate.fc2, self.gate)
-        return nn.Sequential(OrderedDict(gate=gate, linear=linear)).to(self.weight.device)
+        return nn.Sequential(OrderedDict(gate=self.gate.without_norm(), linear=linear))
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Linear` would."""
@@ -262,17 +258,3 @@ def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())
     return layer
-
-
-def _squeeze_excite(gate: ChannelAttention) -> nn.Module:
-    weight = gate.fc1.weight
-    plain = SqueezeExcite(gate.fc1.in_channels, rd_channels=gate.fc1.out_channels, bias=True)
-    _fill_gate(plain.fc1, plain.fc2, gate)
-    return plain.to(weight.device)
-
-
-@torch.no_grad()
-def _fill_gate(fc1: nn.Conv2d, fc2: nn.Conv2d, gate: ChannelAttention) -> None:
-    weight, bias = gate.folded()
-    _filled(fc1, weight, bias)
-    _filled(fc2, gate.fc2.weight, gate.fc2.bias)

@@ -42,7 +42,8 @@ def fuse_(
     In "accuracy" mode a child becomes `nn.Sequential(gate, conv)`: timm's SqueezeExcite with the gate's BatchNorm folded in, and an
     `nn.Conv2d`; outputs stay. In "throughput" mode each gate is replaced by its mean over calibration data, which folds
     into the kernel: a plain convolution; outputs move a little, so measure the accuracy. A convolutional network then holds no
-    class of this library. Plain networks and the other methods are folded as far as they have pairs of convolution and BatchNorm.
+    class of this library, except, in accuracy mode, the gates of `KernelDNA(gate="stage")`. Plain networks and the other methods
+    are folded as far as they have pairs of convolution and BatchNorm.
 
     Args:
         model: A network in eval mode.
@@ -105,7 +106,7 @@ def fuse_(
 
 def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
-    zeros = {name: torch.zeros(gate.fc2.out_channels) for name, gate in calibration.gates_of(model).items()}
+    zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
     _materialise_(model, zeros if noted["mode"] == "throughput" else None)
     _fold_(model, [Pair(conv, norm) for conv, norm in noted.get("folded", ())])
     set_state(model, fused=dict(noted))

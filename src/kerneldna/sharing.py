@@ -33,7 +33,7 @@ class SharedKernel:
 def shared_kernels(
     model: nn.Module, fused: nn.Module, means: Mapping[str, Tensor] | None = None
 ) -> tuple[SharedKernel, ...]:
-    """Return the kernels that `fused` has several copies of.
+    """Return the kernels that `fused` has several copies of, where factors are smaller than a copy.
 
     Args:
         model: The network as it was trained.
@@ -55,7 +55,10 @@ def shared_kernels(
             if inner in norms:
                 scale = fold.scale_of(surgery.get(model, norms[inner]))
                 own.append(scale.view(-1, *(1,) * (kernel.ndim - 1)))
-            users[f"{inner}.weight"] = tuple(own)
+            if (
+                sum(factor.numel() for factor in own) < kernel.numel()
+            ):  # else its own kernel is the smaller thing to store
+                users[f"{inner}.weight"] = tuple(own)
         found.append(SharedKernel(family.parent, kernel, users))
     return tuple(found)
 

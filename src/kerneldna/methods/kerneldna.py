@@ -12,11 +12,15 @@ from typing import Any, ClassVar
 from torch import nn
 
 from kerneldna import pattern, stages, surgery
-from kerneldna.attention import NORMS
+from kerneldna.attention import NORMS, Gate
 from kerneldna.child import ChildConv2d, ChildLinear
-from kerneldna.plan import Change, Plan
+from kerneldna.lookahead import stage_gates
+from kerneldna.modulation import MODULATIONS
+from kerneldna.plan import Change, Plan, Stage
 from kerneldna.registry import methods, suggest
 from kerneldna.surgery import InputSize
+
+GATES = ("child", "stage")
 
 
 @methods.register("kerneldna")
@@ -33,12 +37,21 @@ class KernelDNA:
         channel: With channel attention, the dynamic part.
         spatial: With spatial attention (static; kernels larger than 1x1).
         filter: With filter attention (static).
-        norm: Of the channel attention: "batch" as published, "none" to train at batch size 1.
+        norm: Of the channel attention: "batch" as published, "none" to train at batch size 1. With "none" and reduction=16 the
+            gate is that of squeeze-and-excitation (arXiv 1709.01507).
+        gate: "child" as published: every child computes its gate from its own input. "stage": the first child of a stage computes
+            the gates of all from its input, so that a stage has one pooling and one small network, of hidden width channels //
+            reduction of the first child (`kerneldna.lookahead`).
+        modulation: What a child multiplies its parent's kernel by: "paper" (spatial and filter attention); "position", a factor an
+            output channel and position; "position_input", that and one an input channel; "low_rank", spatial attention and a
+            low-rank factor over the channels. A BatchNorm behind the layer cancels the paper's filter attention, not these
+            (`kerneldna.modulation`). All fold away at inference.
+        rank: Of the modulation "low_rank".
         gate_drop_rate: Share of training images, 0-1, for which a child's gate is replaced by the batch's mean gate: one training
             for both modes. Running means are kept, so `fuse_(mode="throughput")` needs no calibration data. 0 as published.
 
     Raises:
-        ValueError: If a pattern, kind, reduction, norm or rate is not one.
+        ValueError: If a pattern, kind, reduction, norm, gate, rate, modulation or rank is not one.
     """
 
     name: ClassVar[str] = "kerneldna"
@@ -50,6 +63,9 @@ class KernelDNA:
     spatial: bool = True
     filter: bool = True
     norm: str = "batch"
+    gate: str = "child"
+    modulation: str = "paper"
+    rank: int = 4
     gate_drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,10 +76,16 @@ class KernelDNA:
                 raise ValueError(suggest("kind of layer", kind, stages.KINDS))
         if self.norm not in NORMS:
             raise ValueError(suggest("norm", self.norm, NORMS))
+        if self.gate not in GATES:
+            raise ValueError(suggest("gate", self.gate, GATES))
         if not 0 <= self.gate_drop_rate < 1:
             raise ValueError(
                 f"gate_drop_rate is {self.gate_drop_rate}; expected a share of the images, 0 or more and below 1"
             )
+        if self.modulation not in MODULATIONS:
+            raise ValueError(suggest("modulation", self.modulation, MODULATIONS))
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; a low-rank factor needs 1 or more")
         values = self.reduction.values() if isinstance(self.reduction, Mapping) else [self.reduction]
         if any(value < 1 for value in values):
             raise ValueError(
@@ -85,7 +107,12 @@ class KernelDNA:
         """Lay the patterns on the network's stages and find every child its parent."""
         laid, skipped = stages.lay_out(skeleton, traced, self.patterns, eligible=self._kinds)
         layers = [layer for stage in laid for block in stage.blocks for layer in block.layers]
-        changes = tuple(Change(layer.name, f"child of {layer.parent}") for layer in layers if layer.parent)
+        seers = {name: names[0] for names in self._gated_together(laid) for name in names[1:]}
+        changes = tuple(
+            Change(layer.name, f"child of {layer.parent}" + _gated_by(seers.get(layer.name)))
+            for layer in layers
+            if layer.parent
+        )
         if not changes and self.patterns is None:
             raise ValueError(
                 f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape, so "
@@ -100,21 +127,38 @@ class KernelDNA:
         else:
             traced = surgery.Trace((), 0)
         stages.add_(model, plan.stages, traced)
+        gates: dict[str, Gate] = {}
+        for names in self._gated_together(plan.stages):
+            standing = {name: surgery.get(model, name) for name in names}
+            options: dict[str, Any] = {"norm": self.norm, "drop_rate": self.gate_drop_rate}
+            gates |= stage_gates(standing, reduction=self._reduction(names[0]), **options)
         for family in plan.families:
             parent = surgery.get(model, family.parent)
             for name in family.children:
-                surgery.replace_(model, name, self._child(name, parent, surgery.get(model, name)))
+                replaced = surgery.get(model, name)
+                surgery.replace_(model, name, self._child(name, parent, replaced, gates.get(name)))
 
-    def _child(self, name: str, parent: nn.Module, replaced: nn.Module) -> nn.Module:
+    def _gated_together(self, laid: Sequence[Stage]) -> list[list[str]]:
+        """Return the children of each stage that one gate serves, in the order they run."""
+        if not self.channel or self.gate == "child":
+            return []
+        children = ([x.name for block in stage.blocks for x in block.layers if x.parent] for stage in laid)
+        return [names for names in children if names]
+
+    def _child(self, name: str, parent: nn.Module, replaced: nn.Module, gate: Gate | None) -> nn.Module:
         options: dict[str, Any] = {
             "reduction": self._reduction(name),
             "channel": self.channel,
-            "filter": self.filter,
             "norm": self.norm,
+            "modulation": self.modulation,
+            "spatial": self.spatial,
+            "filter": self.filter,
+            "rank": self.rank,
             "gate_drop_rate": self.gate_drop_rate,
+            "gate": gate,
         }
         if isinstance(replaced, nn.Conv2d) and isinstance(parent, nn.Conv2d):
-            child = ChildConv2d(name, parent, replaced, spatial=self.spatial, **options)
+            child = ChildConv2d(name, parent, replaced, **options)
         elif isinstance(replaced, nn.Linear) and isinstance(parent, nn.Linear):
             child = ChildLinear(name, parent, replaced, **options)
         else:
@@ -132,6 +176,10 @@ class KernelDNA:
     @property
     def _kinds(self) -> tuple[str, ...]:
         return (self.eligible,) if isinstance(self.eligible, str) else tuple(self.eligible)
+
+
+def _gated_by(name: str | None) -> str:
+    return "" if name is None else f", gated by {name}"
 
 
 _MOBILENETV2 = {
