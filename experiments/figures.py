@@ -1,0 +1,83 @@
+"""The paper's figures on two finished runs: similarity of layers (Fig. 1 and 6), spatial attentions (Fig. 7), gates by class.
+
+python experiments/figures.py --plain runs/plain --kerneldna runs/kerneldna --data path/to/cifar10 --out docs/img
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from kerneldna import checkpoint, plots
+from kerneldna.analysis.cka import feature_cka, kernel_cka
+from kerneldna.analysis.gates import gate_statistics
+from kerneldna.analysis.spatial import pairwise_distance, spatial_attentions
+from kerneldna.data import open_data
+from kerneldna.heatmap import distance_figure, gate_figure, similarity_panels
+from kerneldna.loaders import val_loader
+from kerneldna.pareto import save
+from kerneldna.runs import RunFolder
+
+
+def main() -> None:
+    """Write cka-kernels.png, cka-features.png, spatial.png, spatial-distance.png and gates.png; print the statistics."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--plain", type=Path, required=True, help="run folder of the plain network")
+    parser.add_argument("--kerneldna", type=Path, required=True, help="run folder of the KernelDNA network")
+    parser.add_argument("--data", required=True, help="the images they were trained on")
+    parser.add_argument("--images", type=int, default=2000, help="validation images to read")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    plain, ours = (checkpoint.load(RunFolder(run).model_dir).eval() for run in (given.plain, given.kerneldna))
+    recipe = RunFolder(given.kerneldna).recipe()
+    spec = recipe.data.model_copy(
+        update={"source": given.data, "limit_val": given.images, "batch_size": 200, "resident": False}
+    )
+    data = open_data(given.data)
+    loader = val_loader(data, recipe.model_copy(update={"data": spec}))
+
+    across = "plain (rows), KernelDNA (columns)"
+    kernels = {
+        "plain": kernel_cka(plain, unbiased=True),
+        "KernelDNA": kernel_cka(ours, unbiased=True),
+        across: kernel_cka(plain, ours, unbiased=True),
+    }
+    features = {
+        "plain": feature_cka(plain, loader, progress=True),
+        "KernelDNA": feature_cka(ours, loader, progress=True),
+        across: feature_cka(plain, loader, ours, progress=True),
+    }
+    for name, panels in (("kernels", kernels), ("features", features)):
+        save(similarity_panels(panels), given.out / f"cka-{name}.png")
+        for title, each in panels.items():
+            off = [
+                v for i, row in enumerate(each.values) for j, v in enumerate(row) if i != j or title == across
+            ]
+            print(f"CKA of {name}, {title}: mean {mean(off):.3f} off the diagonal")
+
+    families = spatial_attentions(ours)
+    # the family with the most children, its parent beside them: how far each is from it
+    parent = max(families, key=lambda name: len(families[name]))
+    every = {child: s for children in families.values() for child, s in children.items()}
+    save(plots.attention_maps({name: s.tolist() for name, s in every.items()}), given.out / "spatial.png")
+    family = {f"{parent} (parent)": torch.zeros(3, 3), **families[parent]}
+    names, distances = pairwise_distance(family)
+    save(distance_figure(names, distances, title=f"Children of {parent}"), given.out / "spatial-distance.png")
+
+    statistics = gate_statistics(ours, loader, classes=data.classes, progress=True)
+    for name, each in statistics.items():
+        print(f"gate of {name}: {each}")
+    widest = max(statistics, key=lambda name: statistics[name].between_classes)
+    chosen = statistics[widest]
+    figure = gate_figure(chosen.classes, chosen.mean.tolist(), title=f"Gate of {widest}", note=str(chosen))
+    save(figure, given.out / "gates.png")
+
+
+if __name__ == "__main__":
+    main()
