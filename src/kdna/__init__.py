@@ -30,7 +30,7 @@ def make_app() -> Typer:
     """Return the Typer application with every command."""
     import typer
 
-    from kdna import bench, demo, evaluate, export, fuse, hydrate, inspect, listing, table, train
+    from kdna import bench, demo, evaluate, export, fuse, hydrate, inspect, listing, report, table, train
 
     app = typer.Typer(
         help="Smaller, better convolutional networks: train, inspect, fuse and export KernelDNA models.",
@@ -48,6 +48,7 @@ def make_app() -> Typer:
         "export": export.export,
         "hydrate": hydrate.hydrate,
         "bench": bench.bench,
+        "report": report.report,
         "list": listing.listing,
         "table": table.table,
     }

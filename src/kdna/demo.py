@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,21 +22,18 @@ def demo(
     """Train a plain and a KernelDNA ResNet18 on scanned digits; fuse, export, compare; write report.html."""
     from rich.console import Console
 
-    from kerneldna import benchmark, surgery
-    from kerneldna.convert import input_size_of
+    from kerneldna import summary
     from kerneldna.report import report
 
-    _require("matplotlib", "onnx", "onnxscript", "onnxruntime")
+    _require("onnx", "onnxscript", "onnxruntime")
     console = Console(highlight=False)
     outcomes = []
     for label, name in RECIPES.items():
         console.print(f"[bold]{label}[/]: {name}")
         outcomes.append(_train(label, name, out / name, epochs=epochs, progress=progress))
-    model = outcomes[0].model
-    times = benchmark.latency(
-        {each.label: each.model for each in outcomes}, surgery.probe(model, input_size_of(model))
+    runs = summary.timed(
+        [each.run for each in outcomes], [each.fused for each in outcomes], progress=progress
     )
-    runs = [each.report(times[each.label]) for each in outcomes]
     page = out / "report.html"
     report(runs, page, title="kerneldna demo", note=NOTE, command="kdna demo")
     console.print(_table(runs))
@@ -53,50 +50,16 @@ def demo(
 
 @dataclass
 class _Outcome:
-    """One trained network, fused, with what the report says about it."""
+    """What the report says about one trained network, and the network, fused."""
 
-    label: str
-    model: Any
-    folder: Any
-    described: Any
-    plan: Any
-    attentions: dict[str, Any]
-    top1: float
+    run: Any
+    fused: Any
     onnx_difference: float
-
-    def report(self, time: Any) -> Any:
-        from kerneldna.report import RunReport
-
-        return RunReport(
-            name=self.label,
-            parameters=self.described.size.parameters,
-            macs=self.described.size.macs,
-            stored_bytes=self.files["model.safetensors"],
-            top1=self.top1,
-            latency_ratio=time.ratio,
-            latency_spread=time.spread,
-            curves=self.folder.read_curves(),
-            stages=self.plan.to_dict()["stages"] if self.plan else (),
-            attentions=self.attentions,
-            files=self.files,
-        )
-
-    @property
-    def files(self) -> dict[str, int]:
-        """Bytes of each file the run left."""
-        from kerneldna.checkpoint import WEIGHTS
-
-        paths = {
-            "model.safetensors": self.folder.model_dir / WEIGHTS,
-            "fused, model.safetensors": self.folder.path / "fused" / WEIGHTS,
-            "ONNX, model.onnx": self.folder.path / "model.onnx",
-        }
-        return {what: path.stat().st_size for what, path in paths.items() if path.exists()}
 
 
 def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: bool) -> _Outcome:
     import kerneldna as kd
-    from kerneldna import checkpoint, convert
+    from kerneldna import checkpoint, summary
     from kerneldna.recipe import load_recipe
     from kerneldna.runs import RunFolder
     from kerneldna.training import evaluate, train
@@ -105,26 +68,12 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     folder = RunFolder(path)
     train(recipe, run_dir=folder.path, resume=True, progress=progress)
     model = checkpoint.load(folder.model_dir)
-    described, plan, attentions = convert.describe(model), convert.plan_of(model), _attentions(model)
+    run = summary.summarize(label, model, [folder])
     difference = kd.export(model, folder.path / "model.onnx", progress=progress).difference
     kd.fuse_(model)
     checkpoint.save(model, folder.path / "fused")
     top1 = evaluate(model, recipe)["top1"]
-    return _Outcome(label, model, folder, described, plan, attentions, top1, difference)
-
-
-def _attentions(model: Any) -> dict[str, Any]:
-    """Return the learned spatial attention of every child, with its parent's name."""
-    from kerneldna.convert import plan_of
-    from kerneldna.surgery import get
-
-    plan, found = plan_of(model), {}
-    for family in plan.families if plan else ():
-        for name in family.children:
-            spatial = getattr(get(model, name), "spatial", None)
-            if spatial is not None:
-                found[name] = {"parent": family.parent, "spatial": spatial[0, 0].tolist()}
-    return found
+    return _Outcome(replace(run, top1=top1, files=summary.exported_files(folder)), model, difference)
 
 
 def _table(runs: list[Any]) -> Any:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from kerneldna.models import create_model
 from kerneldna.recipe import load_recipe
-from kerneldna.specs import Recipe
 from kerneldna.registry import tasks
+from kerneldna.specs import Recipe
 from kerneldna.tasks.classification import Classification
 
 

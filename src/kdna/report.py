@@ -1,0 +1,125 @@
+"""kdna report: finished runs as one interactive page."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders of kdna train, each RUN or LABEL=RUN; the others are compared with the first. Runs that differ "
+            "by their seed alone become one row.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Its headline. Default: the names of the runs.")] = None,
+    cka: Annotated[bool, typer.Option(help="Show how alike the kernels of the layers are.")] = True,
+    time: Annotated[bool, typer.Option(help="Time the networks in turn, fused, on one CPU thread.")] = True,
+    rounds: Annotated[int, typer.Option(help="How often each network is timed.")] = 30,
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> dict[str, Any]:
+    """Compare finished runs on one interactive HTML page that needs nothing beside it."""
+    from dataclasses import replace
+
+    from kerneldna import checkpoint, summary
+    from kerneldna.progress import bar
+    from kerneldna.report import report as write
+
+    if rounds < 1:
+        raise ValueError(f"--rounds is {rounds}; each network must be timed once or more, or give --no-time")
+    # the library would say of every network that it was fused
+    logging.getLogger("kerneldna").setLevel(logging.WARNING)
+    rows = _rows(runs)
+    names = list(rows)
+    models, found = [], []
+    for name, folders in bar(rows.items(), text="Reading runs", on=progress):
+        models.append(checkpoint.load(folders[0].model_dir))
+        found.append(summary.summarize(name, models[-1], folders))
+    if cka:
+        for index in bar(range(len(rows)), text="Comparing layers", on=progress):
+            found[index] = replace(found[index], cka=summary.similarities(names, models, index))
+    if time:
+        found = summary.timed(found, models, rounds=rounds, progress=progress)
+    notes = [
+        f"Timed in turn on one CPU thread, fused: one image, and batches of {summary.BATCH}." if time else "",
+        "Where a row stands for several seeds, its network is that of the first."
+        if any(r.top1_seeds for r in found)
+        else "",
+    ]
+    write(
+        found,
+        out,
+        title=title or _headline(names),
+        note=" ".join(note for note in notes if note),
+        command=shlex.join(["kdna", "report", *runs, *([] if cka else ["--no-cka"])]),
+    )
+    print(f"Open {out} in a browser.")
+    return {
+        "report": str(out),
+        **{run.name: {"top1": round(run.top1, 6), "parameters": run.parameters} for run in found},
+    }
+
+
+def _rows(items: list[str]) -> dict[str, list[Any]]:
+    """Return the folders of each row of the report by its label, in the order of the first of each."""
+    from kerneldna.runs import RunFolder
+    from kerneldna.summary import group_seeds, open_finished
+
+    labelled: dict[str | None, list[RunFolder]] = {}
+    order: list[RunFolder] = []
+    for item in items:
+        label, path = _split(item)
+        labelled.setdefault(label, []).append(open_finished(path))
+        order.append(labelled[label][-1])
+    rows: list[tuple[str, list[RunFolder]]] = []
+    for label, folders in labelled.items():
+        groups = group_seeds(folders)
+        if label is not None and len(groups) > 1:
+            first, other = groups[0][0].path, groups[1][0].path
+            raise ValueError(
+                f"the label {label!r} was given to '{first}' and to '{other}', whose recipes differ in more than the seed; "
+                "give each a label of its own"
+            )
+        rows += [(label or _name(group), group) for group in groups]
+    rows.sort(key=lambda row: order.index(row[1][0]))
+    return _distinct(rows)
+
+
+def _split(item: str) -> tuple[str | None, Path]:
+    label, equals, path = item.partition("=")
+    if not equals or Path(item).is_dir():
+        return None, Path(item)
+    return label.strip() or None, Path(path)
+
+
+def _name(folders: list[Any]) -> str:
+    """Return what folders are called: one by its name, several by what precedes the seed, or by their recipe."""
+    names = [folder.path.resolve().name for folder in folders]
+    if len(names) == 1:
+        return names[0]
+    seeds = [folder.recipe().seed for folder in folders]
+    bare = {
+        re.sub(rf"[-_. ]*(seed|s)?[-_. ]*{seed}$", "", name) for name, seed in zip(names, seeds, strict=True)
+    }
+    common = bare.pop() if len(bare) == 1 else ""
+    return common or folders[0].recipe().name
+
+
+def _distinct(rows: list[tuple[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Return rows by label; of labels that occur twice the folder's path tells the rows apart."""
+    names = [name for name, _ in rows]
+    return {
+        name if names.count(name) == 1 else f"{name} ({folders[0].path})": folders for name, folders in rows
+    }
+
+
+def _headline(names: list[str]) -> str:
+    return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"

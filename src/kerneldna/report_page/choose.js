@@ -1,0 +1,33 @@
+
+// A choice of one run out of several, at the head of a section.
+
+/** Show the first of `indices` (places of runs); offer the others in a list. */
+function choose(whole, indices, show) {
+  if (indices.length > 1) {
+    const dot = html("span", { class: `dot run-${runs[indices[0]].colour}` });
+    const list = html("select", { "aria-label": "Run" });
+    list.append(...indices.map((index) => html("option", { value: index }, runs[index].name)));
+    list.addEventListener("change", () => {
+      leave();
+      dot.setAttribute("class", `dot run-${runs[list.value].colour}`);
+      show(Number(list.value));
+    });
+    const head = html("div", { class: "head" });
+    const title = whole.querySelector("h2");
+    title.before(head);
+    head.append(title, html("div", { class: "choose" }, dot, list));
+  }
+  show(indices[0]);
+}
+
+/** Return a group of radio buttons, one of them chosen; pick(value) is called on another choice. */
+function segments(label, options, chosen, pick) {
+  const group = html("fieldset", { class: "segments", "aria-label": label });
+  for (const [value, text] of options) {
+    const input = html("input", { type: "radio", name: label, value });
+    input.checked = value === chosen;
+    input.addEventListener("change", () => pick(value));
+    group.append(html("label", {}, input, html("span", {}, text)));
+  }
+  return group;
+}
