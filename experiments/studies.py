@@ -42,7 +42,7 @@ SIZES: dict[str, dict[str, list[str]]] = {
     # Methods that make a kernel for each image are fifteen times slower on a CPU: table 1 has fewer images, for all methods.
     "cpu": {
         "": [*_TINY, "model.width=0.25", "schedule.epochs=4", "data.limit_train=12000"],
-        "table1": ["data.limit_train=3000"],
+        "table1": ["data.limit_train=4000", "data.batch_size=32", "optimizer.lr=0.05"],
         "mobilenetv2_050": [
             "data.image_size=32",
             "model.width=1",
