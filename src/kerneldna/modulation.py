@@ -5,8 +5,8 @@
     position + input   (1 + p)(1 + c)        c (1, C_in, 1, 1)
     low rank           (1 + s)(1 + l r)      l (C_out, rank), r (rank, C_in)
 
-A BatchNorm behind the layer cancels any factor of an output channel: the paper's f, and for 1x1 kernels all of "paper" and "position"
-change nothing that the network computes in training. The others do. All are constants at inference and fold away.
+A BatchNorm behind the layer cancels any factor of an output channel: the paper's f, and for 1x1 kernels all of "paper" and
+"position", change nothing that the network computes in training. The others do. All are constants at inference and fold away.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Classification(LightningModule):
         self.lr = 0.0
         self._loss_sum = 0.0
         self._images = 0
+        self._step: Any = None  # the images of the current step, and its loss
 
     @property
     def measured(self) -> nn.Module:
@@ -87,11 +88,7 @@ class Classification(LightningModule):
         step_schedules(self, self.global_step, int(self.trainer.num_training_batches))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of images `(B, 3, H, W)` and class indices `(B,)`.
-
-        Raises:
-            RuntimeError: If the loss is not finite; the message names epoch, step and layer.
-        """
+        """Return the loss of a batch of images `(B, 3, H, W)` and class indices `(B,)`."""
         images, targets = batch
         if self.mixup:
             if len(images) % 2:  # Mixup wants pairs; a bad image that was left out can make the number odd
@@ -99,6 +96,16 @@ class Classification(LightningModule):
             images, targets = self.mixup(images, targets)
         images = images.contiguous(memory_format=self.memory_format)
         loss = self.loss(self.model(images), targets)
+        self._step = images, loss.detach()
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Read the loss: with the backward pass queued, so that a GPU does not wait for it; before the weights change.
+
+        Raises:
+            RuntimeError: If the loss is not finite; the message names epoch, step and layer.
+        """
+        images, loss = self._step
         value = loss.item()
         if not math.isfinite(value):
             raise RuntimeError(self._blame(images, value))
@@ -107,7 +114,6 @@ class Classification(LightningModule):
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("train_loss", value, prog_bar=True)
         self.log("lr", self.lr)
-        return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the average: before any callback could save a checkpoint that lacks this."""
