@@ -87,7 +87,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     sets = [dataset for dataset in SETS if any(dataset in row.top1 for row in rows)]
     shown = [row for row in rows if row is not _reference(row, rows)]
     paper = any(row.paper for row in shown)
-    left, wide, high = 240, 330, 30 * len(shown) + 90
+    left, wide, high = 24 + 7 * max(len(_label(row, rows)) for row in shown), 330, 30 * len(shown) + 90
     width = left + (wide + 24) * len(sets)
     figure = plots.new_figure(width, high)
     with plots.style():

@@ -43,14 +43,13 @@ def export(
 
     import kerneldna as kd
     from kerneldna.registry import runtimes
-    from kerneldna.runs import RunFolder, model_folder
+    from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images
     from kerneldna.training import evaluate as measure
 
     path = out or run / f"model{runtimes.get(runtime).suffix}"
     model = kd.load(model_folder(run))
-    folder = RunFolder(run)
-    recipe = folder.recipe() if folder.recipe_file.is_file() else None
+    recipe = recipe_of(run)
     needs = mode == "throughput" or compute == "int8"
     data = calibration_images(recipe, source=calibrate, images=images) if recipe and needs else None
     compared = None

@@ -35,13 +35,12 @@ def fuse(
 
     import kerneldna as kd
     from kerneldna.convert import state_of
-    from kerneldna.runs import RunFolder, model_folder
+    from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images
     from kerneldna.training import evaluate as measure
 
     model = kd.load(model_folder(run))
-    folder = RunFolder(run)
-    recipe = folder.recipe() if folder.recipe_file.is_file() else None
+    recipe = recipe_of(run)
     data = None
     if mode == "throughput":
         if recipe is None:
