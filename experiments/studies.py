@@ -112,7 +112,6 @@ def cells(study: str, size: str) -> list[Cell]:
             _kerneldna("low rank", modulation="low_rank"),
             _kerneldna("gate without BatchNorm", norm="none"),
             _kerneldna("gate of SE", norm="none", reduction=16),
-            _kerneldna("position + input, gate without BatchNorm", modulation="position_input", norm="none"),
             _kerneldna("one look-ahead gate a stage", gate="stage"),
         ]
     raise ValueError(f"no study {study!r}; known: table1, table3, table4, table5, modulation")
