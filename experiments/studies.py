@@ -44,7 +44,12 @@ SIZES: dict[str, dict[str, list[str]]] = {
     "cpu": {
         "": [*_TINY, "model.width=0.25", "schedule.epochs=4", "data.limit_train=12000"],
         "table1": ["data.limit_train=4000", "data.batch_size=32", "optimizer.lr=0.05"],
-        "mobilenetv2_050": ["data.image_size=32", "model.width=1", "data.limit_train=2000"],
+        "mobilenetv2_050": [
+            "data.image_size=32",
+            "model.width=1",
+            "data.limit_train=2000",
+            "data.limit_val=2500",
+        ],
     },
     "full": {"": ["data.resident=true", "schedule.epochs=60", "precision=bf16"]},
 }
