@@ -120,6 +120,11 @@ def cells(study: str, size: str) -> list[Cell]:
     raise ValueError(f"no study {study!r}; known: table1, table3, table4, table5, modulation")
 
 
+def sets(study: str) -> tuple[str, ...]:
+    """Return the data sets of a study."""
+    return SETS if study in ("table1", "modulation") else SETS[:1]
+
+
 def recipe_of(cell: Cell, study: str, size: str, *, source: str, dataset: str, seed: int) -> Any:
     """Return the recipe of a cell's run."""
     from kerneldna.recipe import load_recipe
@@ -173,9 +178,7 @@ def jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     seen = set()
     for study in given.studies:
         for seed in range(max(SEEDS[given.size].values())):
-            for dataset, cell in itertools.product(
-                SETS if study in ("table1", "modulation") else SETS[:1], cells(study, given.size)
-            ):
+            for dataset, cell in itertools.product(sets(study), cells(study, given.size)):
                 seeds = SEEDS[given.size]
                 path = result_file(given.out, cell, study, given.size, dataset, seed)
                 if (

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from studies import SETS, SIZES, Cell, cells, result_file
+from studies import SETS, SIZES, Cell, cells, result_file, sets
 
 from kerneldna import plots
 from kerneldna.files import atomic, write_text
@@ -40,7 +40,7 @@ class Row:
 
     def differences(self, reference: Row, dataset: str) -> list[float]:
         """Return this row's accuracy less the reference's, seed by seed."""
-        ours, theirs = self.top1[dataset], reference.top1[dataset]
+        ours, theirs = self.top1.get(dataset, {}), reference.top1.get(dataset, {})
         return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
@@ -49,7 +49,7 @@ def read(study: str, size: str, folder: Path) -> list[Row]:
     rows = []
     for cell in cells(study, size):
         row = Row(cell, _paper(study, cell))
-        for dataset in SETS:
+        for dataset in sets(study):
             for seed in range(10):
                 path = result_file(folder, cell, study, size, dataset, seed)
                 if path.exists():
@@ -62,9 +62,9 @@ def read(study: str, size: str, folder: Path) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as Markdown."""
-    sets = [dataset for dataset in SETS if any(dataset in row.top1 for row in rows)]
+    shown_sets = [dataset for dataset in SETS if any(dataset in row.top1 for row in rows)]
     heads = ["", "parameters"]
-    for dataset in sets:
+    for dataset in shown_sets:
         heads += [f"{_title(dataset)}, %", "to reference"]
     paper = any(row.paper for row in rows)
     heads += ["paper, %", "to reference"] if paper else []
@@ -72,7 +72,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         reference = _reference(row, rows)
         line = [_label(row, rows), f"{row.parameters:,}"]
-        for dataset in sets:
+        for dataset in shown_sets:
             line += [_spread(list(row.top1.get(dataset, {}).values())), _gain(row, reference, dataset)]
         if paper:
             line.append("" if row.paper is None else f"{row.paper:.2f}")
@@ -84,19 +84,21 @@ def table(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw each row's gain over its reference: a dot a seed, a bar the mean, a diamond the paper's."""
-    sets = [dataset for dataset in SETS if any(dataset in row.top1 for row in rows)]
+    shown_sets = [dataset for dataset in SETS if any(dataset in row.top1 for row in rows)]
     shown = [row for row in rows if row is not _reference(row, rows)]
     paper = any(row.paper for row in shown)
     left, wide, high = 24 + 7 * max(len(_label(row, rows)) for row in shown), 330, 30 * len(shown) + 90
-    width = left + (wide + 24) * len(sets)
+    width = left + (wide + 24) * len(shown_sets)
     figure = plots.new_figure(width, high)
     with plots.style():
-        for place, dataset in enumerate(sets):
+        for place, dataset in enumerate(shown_sets):
             box = ((left + place * (wide + 24)) / width, 50 / high, (wide - 10) / width, (high - 90) / high)
             axes = figure.add_axes(box)
             for y, row in enumerate(reversed(shown)):
                 gains = [100 * gain for gain in row.differences(_reference(row, rows), dataset)]
                 axes.scatter(gains, [y] * len(gains), s=26, color=plots.RUN_COLOURS[1], zorder=3, alpha=0.6)
+                if not gains:
+                    continue
                 axes.plot(
                     [mean(gains)] * 2,
                     [y - 0.32, y + 0.32],

@@ -27,7 +27,7 @@ def scripts():
 STUDIES = ("table1", "table3", "table4", "table5", "modulation")
 
 
-@pytest.mark.parametrize("size", ["cpu", "full"])
+@pytest.mark.parametrize("size", ["cpu", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_cell_makes_a_network(scripts, study, size):
     studies, _ = scripts
