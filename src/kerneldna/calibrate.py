@@ -6,7 +6,7 @@ per input channel, which folds into the child's kernel (KernelDNA's throughput m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,6 +26,27 @@ def gates_of(model: nn.Module) -> dict[str, Gate]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
 
 
+@contextmanager
+def watching(gates: Mapping[str, Gate], note: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Give every gate of each run inside the block to `note`: its name, and its values `(B, channels)` in float64.
+
+    Args:
+        gates: All those of a network (`gates_of`).
+        note: Called once a gate and run.
+    """
+
+    def noting(name: str, part: slice) -> Any:
+        def hook(_: nn.Module, __: Any, logits: Tensor) -> None:
+            note(name, torch.sigmoid(logits[:, part].double()).flatten(1))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, (fc2, part) in logits_of(gates).items():
+            hooks.callback(fc2.register_forward_hook(noting(name, part)).remove)
+        yield
+
+
 @torch.no_grad()
 def gate_means(model: nn.Module, data: Batches, *, progress: bool = True) -> dict[str, Tensor]:
     """Return the mean of every gate over calibration images, `(channels,)` each, added up in float64.
@@ -42,16 +63,11 @@ def gate_means(model: nn.Module, data: Batches, *, progress: bool = True) -> dic
     sums: dict[str, Tensor] = {}
     images = 0
 
-    def adding(name: str, part: slice) -> Any:
-        def hook(_: nn.Module, __: Any, logits: Tensor) -> None:
-            gate = torch.sigmoid(logits[:, part].double()).flatten(1).sum(0)
-            sums[name] = sums[name] + gate if name in sums else gate
+    def add(name: str, gate: Tensor) -> None:
+        total = gate.sum(0)
+        sums[name] = sums[name] + total if name in sums else total
 
-        return hook
-
-    with surgery.evaluating(model), ExitStack() as hooks:
-        for name, (fc2, part) in logits_of(gates_of(model)).items():
-            hooks.callback(fc2.register_forward_hook(adding(name, part)).remove)
+    with surgery.evaluating(model), watching(gates_of(model), add):
         for x in batches(model, data, text="Calibrating", progress=progress):
             model(x)
             images += len(x)

@@ -6,8 +6,7 @@ by its mean. `kerneldna.heatmap.gate_figure` draws the means of one child, class
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from math import nan
 from typing import Any
@@ -16,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna import surgery
-from kerneldna.attention import Gate
-from kerneldna.calibrate import batches, gates_of
-from kerneldna.lookahead import logits_of
+from kerneldna.calibrate import batches, gates_of, watching
 from kerneldna.progress import bar
 
 CONSTANT = 0.01  # a channel's gate that deviates less than this over images, of 0-1, is nearly constant
@@ -90,7 +87,12 @@ def gate_statistics(
         )
     known = 0 if classes is None else len(classes)
     sums: dict[str, _Sums] = {}
-    with surgery.evaluating(model), _recording(gates) as seen:
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, gate: Tensor) -> None:
+        seen[name] = gate.cpu()
+
+    with surgery.evaluating(model), watching(gates, note):
         for batch in bar(loader, text="Reading gates", on=progress):
             images, labels = _labelled(batch, classes)
             (x,) = batches(model, images, text="", progress=False)
@@ -105,23 +107,6 @@ def gate_statistics(
         raise ValueError("loader gave no image; pass batches of (images, labels)")
     # a gate stands in its child under this name
     return {name.removesuffix(".gate"): each.statistics(classes) for name, each in found.items()}
-
-
-@contextmanager
-def _recording(gates: Mapping[str, Gate]) -> Iterator[dict[str, Tensor]]:
-    """Note every gate of each run, `(B, channels)` in float64, inside the block."""
-    seen: dict[str, Tensor] = {}
-
-    def noting(name: str, part: slice) -> Any:
-        def hook(_: nn.Module, __: Any, logits: Tensor) -> None:
-            seen[name] = torch.sigmoid(logits[:, part].double()).flatten(1).cpu()
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name, (fc2, part) in logits_of(gates).items():
-            hooks.callback(fc2.register_forward_hook(noting(name, part)).remove)
-        yield seen
 
 
 def _labelled(batch: Any, classes: Sequence[str] | None) -> tuple[Any, Tensor]:
