@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,6 +29,34 @@ def test_without_warm_up_the_first_step_has_the_peak():
 def test_beyond_the_end_the_rate_stays():
     schedule = ScheduleSpec(epochs=1, min_lr=0.02)
     assert learning_rate(9, steps=5, peak=0.3, schedule=schedule) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "falls"),
+    [(12, (8, 11), (80, 110)), (10, (1.1, 2.2), (11, 22)), (3, (0.7, 1.4, 2.8), (7, 14, 28))],
+)
+def test_the_rate_falls_to_a_tenth_at_each_milestone(epochs, milestones, falls):
+    schedule = ScheduleSpec(epochs=epochs, milestones=milestones, min_lr=0.05)
+    steps = 10 * epochs
+    rates = [learning_rate(step, steps=steps, peak=0.3, schedule=schedule) for step in range(steps + 5)]
+    ends = (0, *falls, len(rates))
+    for passed, (first, end) in enumerate(pairwise(ends)):
+        assert rates[first:end] == [pytest.approx(0.3 / 10**passed)] * (end - first)
+
+
+def test_step_79_has_the_peak_and_step_80_a_tenth_of_it():
+    schedule = ScheduleSpec(epochs=12, milestones=(8, 11))
+    rates = [learning_rate(step, steps=120, peak=1.0, schedule=schedule) for step in (79, 80, 109, 110)]
+    assert rates == [1, 0.1, 0.1, 0.01]
+
+
+def test_the_warm_up_before_milestones_is_the_same():
+    steps = ScheduleSpec(epochs=12, warmup_epochs=0.5, warmup_lr=1e-3, milestones=(8, 11))
+    cosine = steps.model_copy(update={"milestones": ()})
+    for step in range(6):
+        found = learning_rate(step, steps=120, peak=1.0, schedule=steps)
+        assert found == learning_rate(step, steps=120, peak=1.0, schedule=cosine)
+    assert found == 1.0
 
 
 def network() -> nn.Module:

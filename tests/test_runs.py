@@ -55,7 +55,7 @@ def test_a_folder_without_a_run_has_no_recipe(tmp_path):
 def test_the_table_leaves_out_what_was_not_measured(tmp_path):
     folder = RunFolder(tmp_path)
     row = {"epoch": 1, "step": 5, "lr": 0.1, "train_loss": 2.5, "val_loss": 2.0, "top1": 0.5, "top5": None}
-    folder.write_metrics([{**row, "seconds": 1.25}])
+    folder.write_metrics([{**row, "seconds": 1.25}], ("val_loss", "top1", "top5"))
     assert folder.read_metrics() == [{**row, "seconds": 1.25}]
     header, first = folder.metrics_file.read_text().splitlines()
     assert header == "epoch,step,lr,train_loss,val_loss,top1,top5,seconds"

@@ -32,7 +32,7 @@ def write(tmp_path, network):
         folder = RunFolder(tmp_path / name)
         folder.start(load_recipe("resnet18-kerneldna-digits", overrides=changes), resume=False)
         rows = [{**LOSSES, "epoch": n, "val_loss": top1 * n, "top1": top1} for n in range(1, epochs + 1)]
-        folder.write_metrics(rows)
+        folder.write_metrics(rows, ("val_loss", "top1", "top5"))
         folder.write_result({"top1": top1})
         kd.save(network, folder.model_dir)
         return open_finished(folder.path)

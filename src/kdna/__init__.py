@@ -30,7 +30,20 @@ def make_app() -> Typer:
     """Return the Typer application with every command."""
     import typer
 
-    from kdna import bench, demo, evaluate, export, fuse, hydrate, inspect, listing, report, table, train
+    from kdna import (
+        bench,
+        demo,
+        evaluate,
+        export,
+        fuse,
+        hydrate,
+        inspect,
+        listing,
+        predict,
+        report,
+        table,
+        train,
+    )
 
     app = typer.Typer(
         help="Smaller, better convolutional networks: train, inspect, fuse and export KernelDNA models.",
@@ -45,6 +58,7 @@ def make_app() -> Typer:
         "eval": evaluate.evaluate,
         "inspect": inspect.inspect,
         "fuse": fuse.fuse,
+        "predict": predict.predict,
         "export": export.export,
         "hydrate": hydrate.hydrate,
         "bench": bench.bench,

@@ -20,6 +20,12 @@ def evaluate(
         str | None, typer.Option(help="What runs an exported file. Default: by its ending.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None,
+    detections: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for what a detector found, in COCO's results format: bbox.json, segm.json."
+        ),
+    ] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> dict[str, Any]:
     """Measure a trained network, or an exported file, on the validation images of its recipe."""
@@ -35,5 +41,21 @@ def evaluate(
         network = kd.load_exported(model, runtime=runtime)
     else:
         network = kd.load(model or folder.model_dir)
-    figures = evaluate(network, recipe, progress=progress)
+    figures = evaluate(network, recipe, detections=detections, progress=progress)
+    if recipe.task == "detection":
+        _print_precision(figures)
     return {"run": str(run), **{key: round(value, 6) for key, value in figures.items()}}
+
+
+def _print_precision(figures: dict[str, float]) -> None:
+    """Print COCO's figures as a table: boxes and masks, in per cent as papers print them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    sizes = {"AP": "", "AP50": "50", "AP75": "75", "APS": "s", "APM": "m", "APL": "l"}
+    table = Table("", *sizes)
+    for kind in ("box", "mask"):
+        if f"{kind}_ap" in figures:
+            values = (figures.get(f"{kind}_ap{size}") for size in sizes.values())
+            table.add_row(kind, *("-" if value is None else f"{100 * value:.1f}" for value in values))
+    Console().print(table)

@@ -11,7 +11,8 @@ import typer
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train, or a model folder.")],
     out: Annotated[
-        Path | None, typer.Option(help="File to write. Default: RUN/model with the runtime's ending.")
+        Path | None,
+        typer.Option(help="File to write. Default: RUN/model, or RUN/PART, with the runtime's ending."),
     ] = None,
     runtime: Annotated[str, typer.Option(help="What runs the file (kdna list runtimes).")] = "onnx",
     mode: Annotated[
@@ -30,32 +31,39 @@ def export(
     images: Annotated[int, typer.Option(help="How many training images to calibrate on.")] = 512,
     batch: Annotated[int | None, typer.Option(help="A fixed batch size. Default: dynamic.")] = None,
     opset: Annotated[int | None, typer.Option(help="Of ONNX. Default: the exporter's own.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a detector: backbone writes it with its feature pyramid, for any runtime. Default: the whole, for onnx."
+        ),
+    ] = None,
     evaluate: Annotated[
         bool | None,
         typer.Option(
-            help="Measure the file's accuracy beside PyTorch's. Default: where weights are rounded to int8."
+            help="Measure the file's accuracy beside PyTorch's. Default: where weights are rounded to int8; never of a part."
         ),
     ] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
-    import torch
-
     import kerneldna as kd
-    from kerneldna.registry import runtimes
+    from kerneldna.detectors import BackboneImages
+    from kerneldna.registry import runtimes, tasks
     from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images
     from kerneldna.training import evaluate as measure
 
-    path = out or run / f"model{runtimes.get(runtime).suffix}"
+    path = out or run / f"{part or 'model'}{runtimes.get(runtime).suffix}"
     model = kd.load(model_folder(run))
     recipe = recipe_of(run)
     needs = mode == "throughput" or compute == "int8"
-    data = calibration_images(recipe, source=calibrate, images=images) if recipe and needs else None
+    data: Any = calibration_images(recipe, source=calibrate, images=images) if recipe and needs else None
     compared = None
     if recipe is not None:
         some = calibration_images(recipe, source=calibrate, images=max(batch or 0, 7))
-        compared = torch.cat([x for x, _ in some])
+        compared = _joined([x for x, _ in some])
+        if data is not None and isinstance(compared, list):
+            data = BackboneImages(model, data)
     written = kd.export(
         model,
         path,
@@ -67,17 +75,31 @@ def export(
         batch=batch,
         images=compared,
         opset=opset,
+        part=part,
         progress=progress,
     )
     rounded = "int8" in (storage, compute)
-    top1 = {}
-    if recipe is not None and batch is None and (rounded if evaluate is None else evaluate):
+    figures: dict[str, dict[str, float]] = {}
+    whole = batch is None and part is None
+    if recipe is not None and whole and (rounded if evaluate is None else evaluate):
         file = kd.load_exported(path, runtime=runtime)
         for name, network in {"pytorch": model, runtime: file}.items():
-            top1[name] = measure(network, recipe, progress=progress)["top1"]
+            measured = measure(network, recipe, progress=progress)
+            for figure in tasks.get(recipe.task).headline:
+                if figure in measured:
+                    figures.setdefault(figure, {})[name] = measured[figure]
     return {
         "file": str(written.path),
         "bytes": written.bytes,
         "difference": written.difference,
-        **({"top1": top1} if top1 else {}),
+        **figures,
     }
+
+
+def _joined(batches: list[Any]) -> Any:
+    """Return the images of all batches: as one, or as a list where each has its own size, as a detector's have."""
+    import torch
+
+    if all(isinstance(batch, torch.Tensor) for batch in batches):
+        return torch.cat(batches)
+    return [image for batch in batches for image in batch]

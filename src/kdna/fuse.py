@@ -34,7 +34,9 @@ def fuse(
     import copy
 
     import kerneldna as kd
-    from kerneldna.convert import state_of
+    from kerneldna.convert import network_of, state_of
+    from kerneldna.detectors import BackboneImages
+    from kerneldna.registry import tasks
     from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images
     from kerneldna.training import evaluate as measure
@@ -49,6 +51,8 @@ def fuse(
             )
         # BatchNorm's statistics are those of training: on images that are not varied the accuracy falls by points
         data = calibration_images(recipe, source=calibrate, images=images, augmented=recalibrate_norms)
+        if recipe.task == "detection":
+            data = BackboneImages(model, data)
     elif calibrate:
         raise ValueError("--calibrate is for --mode throughput; accuracy mode keeps the gates")
     fused = {mode: copy.deepcopy(model)}
@@ -57,15 +61,19 @@ def fuse(
     for name, network in fused.items():
         throughput: dict[str, Any] = {"calibrate": data, "recalibrate_norms": recalibrate_norms}
         kd.fuse_(network, mode=name, progress=progress, **(throughput if name == "throughput" else {}))
-    top1 = {}
+    figures: dict[str, dict[str, float]] = {}
     if evaluate and recipe is not None:
         for name, network in {"unfused": model, **fused}.items():
-            top1[name] = measure(network, recipe, progress=progress)["top1"]
+            found = measure(network, recipe, progress=progress)
+            for figure in tasks.get(recipe.task).headline:
+                if figure in found:
+                    figures.setdefault(figure, {})[name] = found[figure]
     saved = kd.save(fused[mode], out or run / "fused")
-    noted = {key: value for key, value in state_of(fused[mode])["fused"].items() if key != "folded"}
+    state = state_of(network_of(fused[mode]))
+    noted = {key: value for key, value in state["fused"].items() if key != "folded"}
     return {
         "model": str(saved),
         **noted,
         "parameters": kd.describe(fused[mode]).size.parameters,
-        **({"top1": top1} if top1 else {}),
+        **figures,
     }

@@ -32,7 +32,10 @@ def inspect(
         network = kd.create_model(model, method=method, options=options, width=width, stem=stem)
     plan = kd.plan_of(network)
     described = kd.describe(network)
-    print(described if plan is None else plan)
+    if plan is not None:
+        print(plan)
+    if plan is None or described.part:
+        print(described)
     size = described.size
     return {
         "model": model,

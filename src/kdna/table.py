@@ -23,48 +23,63 @@ NOTES = {
     ("resnet18", "kw"): "the released configuration; 2.23G was not reproduced, the other KW rows agree",
     ("mobilenetv2_050", "kdna"): "the paper prints the same network without children as 0.10G",
 }
+NAMING = ("backbone", "method", "pattern", "channel", "spatial", "filter")
+FIGURES = ("params_m", "flops_g", "box_ap", "mask_ap")
+COUNTED = {
+    "parameters": "parameters",
+    "macs": "G MAC",
+    "backbone_parameters": "backbone parameters",
+    "detector_parameters": "detector parameters",
+}
+CLASSIFIERS = (
+    "G MAC: multiply-accumulates of convolutions and matrix products for one 224 x 224 image, in 10^9. The paper's flops "
+    "also count BatchNorm, LayerNorm and pooling: 0.3 % of a ResNet, 4 % of a MobileNetV2. Ours count the mixing of kernels, "
+    "a matrix product; the paper's figures for CondConv and ODConv do not, those for DY-Conv and KernelWarehouse do."
+)
+DETECTORS = (
+    "box_ap, mask_ap: the paper's, of Mask R-CNN on COCO 2017; it gives no sizes. Backbone parameters: the network up to its last "
+    "map, as the detector keeps it: without the classifier, and without MobileNetV2's convolution to 1280 channels. Detector "
+    "parameters: those, the feature pyramid and the heads, for COCO's 80 classes. The recipe of a row is "
+    "maskrcnn-BACKBONE-METHOD-coco, without METHOD for base; kw is kernelwarehouse there, kdna kerneldna."
+)
 R18: tuple[str, ...] = ("layer3", "layer4")
 R50 = {"layer3": "F-S-F-S-F-S-F", "layer4": "F-S-F"}
 
 
 def table(
-    number: Annotated[int, typer.Argument(help="The paper's table: 1, 3, 4 or 5.")] = 1,
+    number: Annotated[int, typer.Argument(help="The paper's table: 1 to 5.")] = 1,
 ) -> dict[str, Any]:
-    """Print the parameters and multiply-accumulates of a table's rows beside the paper's figures."""
+    """Print the sizes of a table's rows, as this library counts them, beside the paper's figures."""
     from rich.console import Console
     from rich.table import Table
 
     rows = _read(number)
+    count = _count_detector if number == 2 else _count_classifier
+    counts = [count(*_network(number, row)) for row in rows]
+    keys = [key for key in rows[0] if key in NAMING + FIGURES]
     page = Table(title=f"Table {number}: the paper's figures and ours", title_justify="left")
-    keys = [key for key in rows[0] if key not in ("top1", "top5", "gpu_throughput_fps", "cpu_latency_ms")]
-    for head in (*keys, "parameters", "G MAC"):
+    for head in (*keys, *(COUNTED[key] for key in counts[0])):
         page.add_column(head, justify="left" if head in ("backbone", "method", "pattern") else "right")
     found, notes = [], []
-    for row in rows:
-        plain, method = _network(number, row)
-        size = _size(plain, method)
-        found.append({**{key: row[key] for key in keys}, "parameters": size.parameters, "macs": size.macs})
-        mark = ""
+    for row, counted in zip(rows, counts, strict=True):
+        found.append({**{key: row[key] for key in keys}, **counted})
+        shown = [f"{value / 1e9:.2f}" if key == "macs" else f"{value:,}" for key, value in counted.items()]
         if note := NOTES.get((row.get("backbone", ""), row.get("method", ""))) if number == 1 else None:
             notes.append(f"{row['backbone']} {row['method']}: {note}")
-            mark = f" [{len(notes)}]"
-        page.add_row(*(row[key] for key in keys), f"{size.parameters:,}{mark}", f"{size.macs / 1e9:.2f}")
+            shown[0] += f" [{len(notes)}]"
+        page.add_row(*(row[key] for key in keys), *shown)
     console = Console(highlight=False, width=120)
     console.print(page, markup=False)
     for i, note in enumerate(notes, 1):
         console.print(f"[{i}] {note}", markup=False)
-    console.print(
-        "G MAC: multiply-accumulates of convolutions and matrix products for one 224 x 224 image, in 10^9. The paper's flops "
-        "also count BatchNorm, LayerNorm and pooling: 0.3 % of a ResNet, 4 % of a MobileNetV2. Ours count the mixing of kernels, "
-        "a matrix product; the paper's figures for CondConv and ODConv do not, those for DY-Conv and KernelWarehouse do."
-    )
+    console.print(DETECTORS if number == 2 else CLASSIFIERS, markup=False)
     return {"table": number, "rows": found}
 
 
 def _read(number: int) -> list[dict[str, str]]:
     source = files("kdna").joinpath(f"tables/table{number}.csv")
     if not source.is_file():
-        raise ValueError(f"no table {number}; this command has tables 1, 3, 4 and 5")
+        raise ValueError(f"no table {number}; this command has tables 1 to 5")
     return list(csv.DictReader(source.read_text(encoding="utf-8").splitlines()))
 
 
@@ -74,7 +89,7 @@ def _network(number: int, row: dict[str, str]) -> tuple[str, Any]:
     from kerneldna.registry import methods
 
     backbone = row.get("backbone", "resnet18")
-    if number == 1:
+    if number in (1, 2):
         name = NAMES.get(row["method"], row["method"])
         return backbone, name and methods.get(name).recipe(backbone)
     if number == 3:
@@ -97,7 +112,7 @@ def _network(number: int, row: dict[str, str]) -> tuple[str, Any]:
     return backbone, kinds[row["method"]]
 
 
-def _size(backbone: str, method: Any) -> Any:
+def _count_classifier(backbone: str, method: Any) -> dict[str, int]:
     import torch
 
     from kerneldna.convert import describe, plan
@@ -105,4 +120,19 @@ def _size(backbone: str, method: Any) -> Any:
 
     with torch.device("meta"):
         model = create_model(backbone)
-    return describe(model).size if method is None else plan(model, method).after
+    size = describe(model).size if method is None else plan(model, method).after
+    return {"parameters": size.parameters, "macs": size.macs}
+
+
+def _count_detector(backbone: str, method: Any) -> dict[str, int]:
+    import torch
+
+    from kerneldna import detectors, surgery
+    from kerneldna.models import create_model
+
+    with torch.device("meta"):
+        network = create_model(backbone, method=method)
+        detector = detectors.create_detector(network, "maskrcnn", classes=[str(i) for i in range(80)])
+    kept = surgery.get(detector, detectors.NETWORK)
+    sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in (kept, detector)]
+    return {"backbone_parameters": sizes[0], "detector_parameters": sizes[1]}

@@ -40,9 +40,7 @@ def train(
     )
     return {
         "run": str(result.run_dir),
-        "top1": result.top1,
-        "top5": result.top5,
-        "val_loss": result.val_loss,
+        **result.metrics,
         "epochs": result.epochs,
         "seconds": round(result.seconds, 1),
     }

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from kerneldna.checkpoint import load, save
 from kerneldna.child import ChildConv2d, ChildLinear
 from kerneldna.convert import Description, Method, convert_, describe, plan, plan_of
+from kerneldna.detectors import create_detector
 from kerneldna.dynamic import step_schedules
 from kerneldna.export import Exported, export, load_exported
 from kerneldna.fuse import fuse_
@@ -31,6 +32,7 @@ __all__ = [
     "Method",
     "Plan",
     "convert_",
+    "create_detector",
     "create_model",
     "describe",
     "export",

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kerneldna.convert import convert_, state_of
+from kerneldna.convert import convert_, network_of, state_of
+from kerneldna.detectors import create_detector
 from kerneldna.files import atomic, write_json
 from kerneldna.fuse import fuse_as_
 from kerneldna.models import create_model
@@ -26,7 +27,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     """Save `model` to a folder, each file whole or not at all.
 
     Args:
-        model: A network of `create_model`, or any network, converted or not, fused or not.
+        model: A network of `create_model`, or any network, converted or not, fused or not, or a detector of `create_detector`.
         folder: Made if missing; a network in it is overwritten.
 
     Returns:
@@ -36,7 +37,10 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     with atomic(folder / WEIGHTS) as part:
         save_file(state, part, metadata={"format": "pt"})
-    write_json(folder / CONFIG, {"format": FORMAT, "kerneldna": version("kerneldna"), **state_of(model)})
+    noted = {"format": FORMAT, "kerneldna": version("kerneldna"), **state_of(network_of(model))}
+    if detector := state_of(model).get("detector"):
+        noted["detector"] = detector
+    write_json(folder / CONFIG, noted)
     return folder
 
 
@@ -46,10 +50,10 @@ def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     Args:
         folder: With `config.json` and `model.safetensors`.
         model: For a network that `create_model` did not make: the same network as it was before its conversion. It is converted
-            (and fused, if the saved one was) in place.
+            (and fused, if the saved one was) in place; of a detector, the network that it was created on.
 
     Returns:
-        The network with its weights, in eval mode, on the CPU unless `model` is elsewhere.
+        The network or detector with its weights, in eval mode, on the CPU unless `model` is elsewhere.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -70,6 +74,8 @@ def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
         convert_(model, Plan.from_dict(config["plan"]))
     if config.get("fused") and not state_of(model).get("fused"):
         fuse_as_(model, config["fused"])
+    if config.get("detector"):
+        model = create_detector(model, **config["detector"])
     if problems := _mismatch(model.state_dict(), state):
         raise ValueError(f"{folder / WEIGHTS} is not this network: {'; '.join(problems)}")
     model.load_state_dict(state)

@@ -103,8 +103,14 @@ def convert_(
 
 def plan_of(model: nn.Module) -> Plan | None:
     """Return the plan that `model` was converted with, None for a network as it was."""
-    data = state_of(model).get("plan")
+    data = state_of(network_of(model)).get("plan")
     return None if data is None else Plan.from_dict(data)
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """Return the convolutional network that `model` is, or that a detector has as its backbone."""
+    inside = state_of(model).get("network")
+    return model if inside is None else surgery.get(model, inside)
 
 
 def input_size_of(model: nn.Module) -> InputSize:
@@ -137,6 +143,7 @@ class Description:
         before: Of the network before its conversion, None for a plain one.
         input_size: `(C, H, W)` of the image the MACs are counted for.
         layers: How many modules of each class it has.
+        part: What the MACs are those of, where it is not the whole: "the backbone" of a detector.
     """
 
     method: str | None
@@ -144,32 +151,37 @@ class Description:
     before: Size | None
     input_size: tuple[int, int, int]
     layers: Mapping[str, int]
+    part: str = ""
 
     def __str__(self) -> str:
         if self.before is None:
             lines = size_table(size_rows(self.size), ("",))
         else:
             lines = size_table(size_rows(self.before, self.size), ("before", self.method or "now"))
-        return "\n".join([*lines, f"MACs: multiply-accumulates for one {shape_text(self.input_size)} image"])
+        what = f"multiply-accumulates of {self.part}" if self.part else "multiply-accumulates"
+        return "\n".join([*lines, f"MACs: {what} for one {shape_text(self.input_size)} image"])
 
 
 def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Description:
     """Count the parameters, stored bytes and multiply-accumulates of `model`; for a converted one, also before.
 
     Args:
-        model: Any convolutional network.
+        model: Any convolutional network, or a detector: its MACs are those of its backbone, since those of its heads depend on
+            what they find.
         input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
     """
     laid = plan_of(model)
-    size = input_size or input_size_of(model)
-    skeleton = surgery.skeleton(model)
+    network = network_of(model)
+    size = input_size or input_size_of(network)
+    whole = surgery.skeleton(model)
     layers: dict[str, int] = {}
     for module in model.modules():
         if not any(module.children()):
             layers[type(module).__name__] = layers.get(type(module).__name__, 0) + 1
-    before = laid.before if laid and size == laid.input_size else None
-    macs = surgery.trace(skeleton, size).macs
-    return Description(laid and laid.method, _size(skeleton, macs), before, size, layers)
+    before = laid.before if laid and size == laid.input_size and network is model else None
+    counted = _size(whole, surgery.trace(network_of(whole), size).macs)
+    part = "" if network is model else "the backbone"
+    return Description(laid and laid.method, counted, before, size, layers, part)
 
 
 def _size(model: nn.Module, macs: int) -> Size:

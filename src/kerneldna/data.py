@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -17,14 +17,14 @@ from kerneldna.registry import datasets
 
 
 class ImageSplit(Protocol):
-    """Labelled images, read one at a time."""
+    """Labelled images, read one at a time; what a label is depends on the task."""
 
     def __len__(self) -> int:
         """Return the number of images."""
         ...
 
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
-        """Read image `index`: the RGB image and its class."""
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, Any]:
+        """Read image `index`: the RGB image and its class, or the objects in it (`kerneldna.instances.Objects`)."""
         ...
 
     def describe(self, index: int, /) -> str:
@@ -34,12 +34,21 @@ class ImageSplit(Protocol):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: its name, its classes in the order of their numbers, and its two splits."""
+    """A data set.
+
+    Attributes:
+        name: Its name.
+        classes: Its classes in the order of their numbers.
+        train: The training images.
+        val: The validation images.
+        faults: A line for each way in which its lists and its files disagree, with the count and some names.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: ImageSplit
     val: ImageSplit
+    faults: tuple[str, ...] = ()
 
 
 class ArraySplit:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from kerneldna import calibrate as calibration
 from kerneldna import fold, surgery
 from kerneldna.calibrate import Batches
-from kerneldna.convert import input_size_of, set_state, state_of
+from kerneldna.convert import input_size_of, network_of, set_state, state_of
 from kerneldna.fold import Pair
 from kerneldna.registry import suggest
 from kerneldna.surgery import InputSize
@@ -46,18 +46,18 @@ def fuse_(
     are folded as far as they have pairs of convolution and BatchNorm.
 
     Args:
-        model: A network in eval mode.
+        model: A network in eval mode; of a detector, its backbone is fused.
         mode: "accuracy" keeps the dynamic gates, "throughput" replaces them by constants.
         calibrate: For "throughput": images `(B, C, H, W)`, or a loader of such batches or of (images, labels): some hundred
             training images. Or the means, as `kerneldna.calibrate.gate_means` returns them; networks trained with
-            `gate_drop_rate` have them already.
+            `gate_drop_rate` have them already. For a detector, images as its backbone sees them: `detectors.BackboneImages`.
         recalibrate_norms: For "throughput": set the BatchNorm statistics anew on the calibration data, which should then be varied
             as in training.
         probe: Input to compare on, `(B, C, H, W)`; by default two random images.
         progress: Show a progress bar while calibrating.
 
     Returns:
-        The same `model`. `state_of(model)["fused"]` holds the mode, `difference`, the largest difference that folding made to
+        The same `model`. `state_of(network_of(model))["fused"]` holds the mode, `difference`, the largest difference that folding made to
         the outputs, as a fraction of the largest, and for "throughput" `moved`, the same for replacing the gates.
 
     Raises:
@@ -65,6 +65,7 @@ def fuse_(
             missing or not images.
         RuntimeError: If folding moved the outputs by more than 1e-4 of the largest; the model is then as it was.
     """
+    whole, model = model, network_of(model)
     _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     channels, height, width = x.shape[1:]
@@ -101,7 +102,7 @@ def fuse_(
         len(pairs),
         difference,
     )
-    return model
+    return whole
 
 
 def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
@@ -119,6 +120,7 @@ def can_fuse(model: nn.Module, input_size: InputSize | None = None) -> bool:
         model: A network in eval mode.
         input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
     """
+    model = network_of(model)
     size = input_size or input_size_of(model)
     return any(map(_stands_for_a_layer, model.modules())) or bool(fold.find_pairs(model, size))
 

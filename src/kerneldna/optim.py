@@ -4,6 +4,7 @@ The learning rate is a function of the step alone, so a resumed run needs to kno
 
     step < warm-up:  warmup_lr + (lr - warmup_lr) * step / warm-up
     after it:        min_lr + (lr - min_lr) * (1 + cos(pi * (step - warm-up) / (steps - warm-up))) / 2
+    or, by steps:    lr / 10 ** (milestones passed); a milestone is passed with the first step after its epochs
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ def learning_rate(step: int, *, steps: int, peak: float, schedule: ScheduleSpec)
         step: Steps done before this one.
         steps: Steps of the whole run.
         peak: The highest learning rate.
-        schedule: Length and ends of warm-up and cosine.
+        schedule: Length and ends of warm-up and cosine, or the milestones.
     """
     warmup = schedule.warmup_epochs * steps / schedule.epochs
     if step < warmup:
         return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup
+    if schedule.milestones:
+        # rounded: 1.1 epochs of 10 steps are 11.000000000000002 in floats, and would end a step late
+        passed = [step >= round(mark * steps / schedule.epochs) for mark in schedule.milestones]
+        return peak / 10 ** sum(passed)
     done = min(1.0, (step - warmup) / max(1.0, steps - warmup))
     return schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -149,5 +149,7 @@ def _allowed(key: tuple[str | int, ...]) -> list[str]:
     """Return the keys of the section that `key` leads to."""
     section: Any = Recipe
     for name in key:
-        section = section.model_fields[str(name)].annotation
+        annotation = section.model_fields[str(name)].annotation
+        # a section that may be missing is a union with None
+        section = next((part for part in get_args(annotation) if hasattr(part, "model_fields")), annotation)
     return list(section.model_fields)

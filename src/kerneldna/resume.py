@@ -132,7 +132,7 @@ class RunImages(LightningDataModule):
 class RunKeeper(Callback):
     """Writes metrics.csv and last.ckpt, and stops a run where it can go on exactly.
 
-    It needs a task with `mean_train_loss()` and `lr`, and a `RunImages` as data module.
+    It needs a task with `figures`, `mean_train_loss()` and `lr`, and a `RunImages` as data module.
 
     Args:
         folder: Where to write.
@@ -160,7 +160,7 @@ class RunKeeper(Callback):
         """Cut the table to the epochs of the checkpoint."""
         self._clock = self._saved = time.monotonic()
         if trainer.is_global_zero:
-            self._folder.write_metrics(self.rows)
+            self._folder.write_metrics(self.rows, self._figures(pl_module))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Point the loader at the epoch's first batch."""
@@ -184,18 +184,26 @@ class RunKeeper(Callback):
         """Add the epoch's row, save, and stop if asked."""
         self._tick()
         metrics = trainer.callback_metrics
-        names = ("val_loss", "top1", "top5")
-        figures = {name: round(float(metrics[name]), 6) if name in metrics else None for name in names}
+        names = self._figures(pl_module)
+        # Lightning keeps the figures of the last evaluation
+        measured = (
+            metrics if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0 else {}
+        )
+        figures = {name: round(float(measured[name]), 6) if name in measured else None for name in names}
         task: Any = pl_module
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": task.lr}
         row |= {"train_loss": task.mean_train_loss(), **figures, "seconds": round(self._seconds, 3)}
         self.rows.append(row)
         if trainer.is_global_zero:
-            self._folder.write_metrics(self.rows)
+            self._folder.write_metrics(self.rows, names)
         self._save(trainer, trainer.current_epoch + 1, 0)
         (stop,) = _any_process(trainer, self._stop.asked)
         if stop and len(self.rows) < (trainer.max_epochs or 0):
             raise SIGTERMException
+
+    @staticmethod
+    def _figures(task: Any) -> tuple[str, ...]:
+        return task.figures
 
     def _tick(self) -> None:
         """Count the time since the last call into the epoch's seconds."""

@@ -21,7 +21,7 @@ from kerneldna.files import write_json, write_text
 from kerneldna.recipe import load_recipe
 from kerneldna.specs import Recipe
 
-COLUMNS = ("epoch", "step", "lr", "train_loss", "val_loss", "top1", "top5", "seconds")
+BEFORE, AFTER = ("epoch", "step", "lr", "train_loss"), ("seconds",)  # the columns around those of the task
 
 # What a run may change when it goes on, as its weights do not depend on it.
 _FREE = {"data.workers"}
@@ -29,23 +29,29 @@ _FREE = {"data.workers"}
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of a finished run.
+    """The figures of a finished run; each metric can also be read by its name: `result.top1`.
 
     Attributes:
         run_dir: The run folder.
-        top1: Share of validation images whose first guess is right, a fraction 0-1.
-        top5: Share whose class is among the first five guesses; None under five classes.
-        val_loss: Mean cross-entropy of the validation images.
+        metrics: The task's figures in its order, those of accuracy as fractions 0-1; None where there is none. Of classification
+            `val_loss` (mean cross-entropy of the validation images), `top1` and `top5` (None under five classes), of detection
+            `box_ap`, `box_ap50`, ... and `mask_ap`, ...
         epochs: Epochs trained.
         seconds: Time spent in epochs, over all parts of an interrupted run.
     """
 
     run_dir: Path
-    top1: float
-    top5: float | None
-    val_loss: float
+    metrics: Mapping[str, float | None]
     epochs: int
     seconds: float
+
+    def __getattr__(self, name: str) -> Any:
+        # "metrics" itself is asked for here while a copy is being made
+        if name == "metrics" or name not in self.metrics:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name!r}; its metrics: {', '.join(self.metrics)}"
+            )
+        return self.metrics[name]
 
 
 class RunFolder:
@@ -92,10 +98,16 @@ class RunFolder:
             )
         return load_recipe(self.recipe_file)
 
-    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the table of epochs; a figure that is None is left empty."""
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
+        """Write the table of epochs; a figure that is None is left empty.
+
+        Args:
+            rows: One an epoch.
+            figures: The columns of the task, those that its epochs are measured by.
+        """
         text = io.StringIO()
-        table: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        columns = (*BEFORE, *figures, *AFTER)
+        table: csv.DictWriter[str] = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         write_text(self.metrics_file, text.getvalue())
@@ -111,7 +123,7 @@ class RunFolder:
     def read_curves(self) -> dict[str, list[Any]]:
         """Return the columns of the table of epochs that plots and reports draw."""
         rows = self.read_metrics()
-        return {key: [row[key] for row in rows] for key in ("epoch", "train_loss", "val_loss", "top1")}
+        return {key: [row.get(key) for row in rows] for key in ("epoch", "train_loss", "val_loss", "top1")}
 
     def write_result(self, figures: Mapping[str, Any]) -> None:
         """Write the figures of the finished run."""

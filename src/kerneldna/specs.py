@@ -45,7 +45,7 @@ class DataSpec(_Section):
     source: str
     """A folder, a hub name "owner/name", or the name of a built-in set such as "digits"."""
     image_size: Count
-    """Side of the square the network sees, in pixels."""
+    """Side of the square the network sees, in pixels; for detection the shorter side of an image."""
     batch_size: Count
     """Images per step, all processes together."""
     workers: Annotated[int, Field(ge=0)] = 2
@@ -109,7 +109,7 @@ class OptimizerSpec(_Section):
 
 
 class ScheduleSpec(_Section):
-    """How long, and how the learning rate moves: a linear warm-up, then half a cosine."""
+    """How long, and how the learning rate moves: a linear warm-up, then half a cosine, or steps down."""
 
     epochs: Count
     """Passes over the training images."""
@@ -118,14 +118,55 @@ class ScheduleSpec(_Section):
     warmup_lr: NotNegative = 1e-6
     """Learning rate at the first step of the warm-up."""
     min_lr: NotNegative = 0.0
-    """Learning rate at the end."""
+    """Learning rate at the end of the cosine."""
+    milestones: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    """Epochs after which the learning rate falls to a tenth, in place of the cosine."""
+    val_every: Count = 1
+    """Epochs from one evaluation to the next; must divide `epochs`, so that the last is evaluated."""
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> ScheduleSpec:
+    def _in_order(self) -> ScheduleSpec:
         if self.warmup_epochs >= self.epochs:
             given = f"warmup_epochs is {self.warmup_epochs:g} and epochs {self.epochs}"
             raise ValueError(f"{given}; the warm-up must end first: raise epochs or lower warmup_epochs")
+        if self.epochs % self.val_every:
+            raise ValueError(
+                f"val_every is {self.val_every} and epochs {self.epochs}; give a divisor of epochs"
+            )
+        marks = (self.warmup_epochs, *self.milestones, self.epochs)
+        if self.milestones and any(a >= b for a, b in zip(marks, marks[1:], strict=False)):
+            given = f"milestones are {', '.join(f'{mark:g}' for mark in self.milestones)}"
+            raise ValueError(f"{given}; they must rise, between warmup_epochs and epochs")
         return self
+
+
+class DetectionSpec(_Section):
+    """Which detector stands on the network, and how it is trained."""
+
+    detector: Literal["maskrcnn", "fasterrcnn", "retinanet"] = "maskrcnn"
+    """Mask R-CNN finds boxes and masks, Faster R-CNN and RetinaNet boxes."""
+    weights: str | None = None
+    """A run folder or model folder of a trained classifier to start from; its classifier is dropped."""
+    norm: Literal["frozen", "sync"] = "frozen"
+    """"frozen" keeps the backbone's BatchNorms as they are, "sync" trains them, on the whole batch over all GPUs."""
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    """How many stages of the backbone do not train, counted from the image; the stem goes with the first."""
+    max_size: Count = 1333
+    """Largest length of the longer side, in pixels."""
+    scales: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    """Further lengths of the shorter side to draw from in training, in pixels, beside data.image_size."""
+    anchor_sizes: Annotated[tuple[Count, ...], Field(strict=False, min_length=5, max_length=5)] = (
+        32,
+        64,
+        128,
+        256,
+        512,
+    )
+    """Side of the anchors of each level of the pyramid, in pixels of the resized image."""
+    boxes_per_image: Count = 512
+    """Proposals of an image that the heads of a two-stage detector learn from, at most a quarter of them with an object."""
+    keep_empty: bool = False
+    """Train on images without an object too."""
 
 
 class Recipe(_Section):
@@ -140,6 +181,8 @@ class Recipe(_Section):
     augment: AugmentSpec = AugmentSpec()
     optimizer: OptimizerSpec
     schedule: ScheduleSpec
+    detection: DetectionSpec | None = None
+    """For the task "detection" only."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread over all classes."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -152,6 +195,30 @@ class Recipe(_Section):
     """Keep images channel-last in memory."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Where every random draw starts."""
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Recipe:
+        if (self.task == "detection") != (self.detection is not None):
+            raise ValueError(
+                f"the task is {self.task!r} and the section detection is {'missing' if self.detection is None else 'given'}; "
+                "they belong together: add or remove one"
+            )
+        if self.detection is None:
+            return self
+        unused = {
+            "label_smoothing": self.label_smoothing,
+            "data.resident": self.data.resident,
+            "augment.auto": self.augment.auto,
+            "augment.mixup": self.augment.mixup,
+            "augment.cutmix": self.augment.cutmix,
+            "augment.erasing": self.augment.erasing,
+            "augment.crop": self.augment.crop != "none",
+        }
+        if given := [key for key, value in unused.items() if value]:
+            raise ValueError(
+                f"{', '.join(given)}: for classification only; the task is detection, leave it out"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `load_recipe` reads back, defaults written out."""

@@ -27,6 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kerneldna import checkpoint
 from kerneldna.data import open_data
@@ -37,7 +38,7 @@ from kerneldna.runs import Result, RunFolder
 from kerneldna.specs import Recipe
 
 _log = logging.getLogger(__name__)
-Network = nn.Module | Callable[[Tensor], Any]
+Network = nn.Module | Callable[[Any], Any]
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _LOGGERS = ("csv", "tensorboard", "wandb")
@@ -86,30 +87,38 @@ def train(
             devices=devices,
             strategy=strategy,
             max_epochs=recipe.schedule.epochs,
+            check_val_every_n_epoch=recipe.schedule.val_every,
             gradient_clip_val=recipe.clip_grad,
             default_root_dir=folder.path,
         )
         if trainer.is_global_zero:
             folder.start(recipe, resume=resume)
         torch.manual_seed(recipe.seed)
-        task = tasks.get(recipe.task)(recipe, len(data.classes))
+        task = tasks.get(recipe.task).for_data(data, recipe)
         last = folder.checkpoint_file if resume and folder.checkpoint_file.exists() else None
         try:
             trainer.fit(task, datamodule=images, ckpt_path=last)
         except SystemExit:  # RunKeeper's stop; Lightning's own for a Ctrl-C that came too early for it
             message = f"training stopped; resume=True goes on with the run in '{folder.path}'"
             raise KeyboardInterrupt(message) from None
-    result = _result(folder, keeper.rows)
+    result = _result(folder, keeper.rows, task)
     if trainer.is_global_zero:
         checkpoint.save(task.measured, folder.model_dir)
         extras = {"bad_images": images.bad_images, "device": _device_name(trainer.strategy.root_device)}
         folder.write_result(_figures(recipe, result) | extras)
-    _log.info("trained %s: top1 %.4f after %d epochs", recipe.name, result.top1, result.epochs)
+    headline = ", ".join(
+        f"{name} {result.metrics[name] or 0:.4f}" for name in task.headline if name in result.metrics
+    )
+    _log.info("trained %s: %s after %d epochs", recipe.name, headline, result.epochs)
     return result
 
 
 def evaluate(
-    run_dir_or_model: str | Path | Network, recipe: Recipe | None = None, *, progress: bool = False
+    run_dir_or_model: str | Path | Network,
+    recipe: Recipe | None = None,
+    *,
+    detections: str | Path | None = None,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Measure a trained network on the validation images of a recipe.
 
@@ -117,14 +126,16 @@ def evaluate(
         run_dir_or_model: A run folder of `train`, or a network, or any function from images `(B, 3, H, W)` to logits, such as
             an exported file's.
         recipe: Says which images, in what form; the run's own where not given.
+        detections: A folder to write what a detector found into, in COCO's results format: bbox.json and segm.json.
         progress: Show a progress bar.
 
     Returns:
-        `loss`, `top1` and, from five classes on, `top5` (fractions 0-1), `images` and `seconds`.
+        Of a classifier `loss`, `top1` and, from five classes on, `top5` (fractions 0-1); of a detector `box_ap`, ...
+        (`kerneldna.coco_metric`); `images` and `seconds`.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If a network is given without a recipe.
+        ValueError: If a network is given without a recipe, or `detections` for a task that has none.
     """
     if callable(run_dir_or_model):
         model = run_dir_or_model
@@ -141,12 +152,16 @@ def evaluate(
     loader = val_loader(data, recipe)
     # Without the average: the network given is the one to measure.
     network = model if isinstance(model, nn.Module) else _Function(model)
-    task = tasks.get(recipe.task)(recipe.model_copy(update={"ema": None}), len(data.classes), model=network)
+    task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
+    if detections is not None and not hasattr(task, "save_detections"):
+        raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections out")
     with _quiet():
         trainer = _trainer(recipe, callbacks=[], progress=progress, logger=False, devices=1)
         start = time.perf_counter()
         metrics = trainer.validate(task, loader, verbose=False)[0]
     seconds = time.perf_counter() - start
+    if detections is not None:
+        task.save_detections(detections)
     batches: Any = loader.batch_sampler
     images = sum(map(len, batches)) - loader.bad_images
     figures = {name.replace("val_", ""): round(float(value), 6) for name, value in metrics.items()}
@@ -175,8 +190,10 @@ class _Function(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, images: Tensor) -> Any:
-        return self.function(images.cpu()).to(images.device)
+    def forward(self, images: Any) -> Any:
+        device = next(leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor)).device
+        found = self.function(tree_map_only(Tensor, Tensor.cpu, images))
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), found)
 
 
 class _ProgressBar(RichProgressBar):
@@ -251,13 +268,10 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _result(folder: RunFolder, rows: Sequence[dict[str, Any]]) -> Result:
-    last = rows[-1]
+def _result(folder: RunFolder, rows: Sequence[dict[str, Any]], task: Any) -> Result:
     return Result(
         run_dir=folder.path,
-        top1=last["top1"],
-        top5=last["top5"],
-        val_loss=last["val_loss"],
+        metrics={name: rows[-1][name] for name in task.figures},
         epochs=len(rows),
         seconds=round(sum(row["seconds"] for row in rows), 3),
     )
@@ -267,9 +281,7 @@ def _figures(recipe: Recipe, result: Result) -> dict[str, Any]:
     packages = {name: version(name) for name in ("torch", "timm", "kerneldna")}
     return {
         "recipe": recipe.name,
-        "top1": result.top1,
-        "top5": result.top5,
-        "val_loss": result.val_loss,
+        **result.metrics,
         "epochs": result.epochs,
         "seed": recipe.seed,
         "seconds": result.seconds,

@@ -9,7 +9,7 @@ crop are timm's, for every kind of crop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms as T
 
-from kerneldna.specs import AugmentSpec, DataSpec
+from kerneldna.specs import AugmentSpec, DataSpec, Recipe
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -78,6 +78,45 @@ def byte_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
     """Return the transform of images that are kept: (W, H) RGB image to a (3, image_size, image_size) tensor of bytes."""
     resize = T.Resize(data.image_size, T.InterpolationMode(augment.interpolation))
     return T.Compose([resize, T.CenterCrop(data.image_size), T.PILToTensor()])
+
+
+class ImageAlone:
+    """A transform of images, as one of images and labels.
+
+    Args:
+        transform: What is made of the image; the label stays.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, label: Any) -> tuple[torch.Tensor, Any]:
+        return self.transform(image), label
+
+
+class ClassificationPreset:
+    """What classification makes of images and classes: see `kerneldna.samples.Preset`."""
+
+    def training(self, recipe: Recipe) -> ImageAlone:
+        """Return the transform of a training image; its class stays."""
+        return ImageAlone(train_transform(recipe.data, recipe.augment))
+
+    def evaluation(self, recipe: Recipe) -> ImageAlone:
+        """Return the transform of an evaluation image."""
+        return ImageAlone(val_transform(recipe.data, recipe.augment))
+
+    def collate(self, samples: Sequence[tuple[torch.Tensor, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stack images `(B, 3, H, W)` and classes `(B,)`."""
+        images, labels = zip(*samples, strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
+    def usable(self, split: Sized, recipe: Recipe) -> torch.Tensor:
+        """Return the indices of all images."""
+        return torch.arange(len(split))
+
+    def evaluation_batch(self, recipe: Recipe) -> int:
+        """Return the batch size of training."""
+        return recipe.data.batch_size
 
 
 def _allow_zero_bits(colour: T.Compose) -> None:

@@ -117,7 +117,7 @@ def test_resume_of_a_finished_run_gives_its_figure_again(run):
         (["eval", "/nowhere"], "/nowhere"),
         (["inspect", "resnt18"], "did you mean 'resnet18'"),
         (["list", "model"], "did you mean 'models'"),
-        (["table", "2"], "no table 2; this command has tables 1, 3, 4 and 5"),
+        (["table", "6"], "no table 6; this command has tables 1 to 5"),
         (["export", "/nowhere"], "no config.json"),
         (["export", "/nowhere", "--runtime", "onx"], "did you mean 'onnx'"),
         (["hydrate", "/nowhere", "--out", "/nowhere"], "give an ONNX file that export wrote"),

@@ -1,0 +1,55 @@
+"""kdna predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def predict(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder of kdna train whose task is detection, or a model folder.")
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE", help="Images, or folders of them: jpg, jpeg, png, bmp, webp; no sub-folders."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the drawn images and predictions.json.")] = Path(
+        "predictions"
+    ),
+    threshold: Annotated[float, typer.Option(help="Show detections of a higher score than this, 0-1.")] = 0.5,
+    model: Annotated[
+        Path | None, typer.Option(help="Another model folder, such as a fused one. Default: RUN/model.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for CUDA where there is some.")] = "auto",
+    progress: Annotated[bool, typer.Option(help="Show a progress bar, if there are several images.")] = True,
+) -> dict[str, Any]:
+    """Find objects in images, draw them, and list them in predictions.json.
+
+    Photographs are turned upright as their EXIF data say, and boxes are pixels of the upright image. The list
+    holds label, score and box of each object by file name; it is not COCO's format of results.
+    """
+    import kerneldna as kd
+    from kerneldna.prediction import predict
+    from kerneldna.runs import model_folder
+
+    if model is not None and model.is_file():
+        raise ValueError(f"--model '{model}' is a file; give a model folder, such as kdna fuse writes")
+    done = predict(
+        kd.load(model or model_folder(run)),
+        images,
+        out,
+        threshold=threshold,
+        device=device,
+        progress=progress,
+    )
+    return {
+        "folder": str(done.folder),
+        "images": done.images,
+        "unread": list(done.unread),
+        "detections": done.detections,
+    }

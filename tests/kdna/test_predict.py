@@ -1,0 +1,230 @@
+"""kdna predict and the function behind it, with a detector that was never trained: it finds something everywhere."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning", reason="needs kerneldna[train]")
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import kdna
+import kerneldna as kd
+from kerneldna.prediction import detect, find_images, predict, read_image
+
+EXIF_ORIENTATION = 0x0112
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(kdna.make_app(), ["predict", *map(str, words)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def last_line(result):
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def listed(folder):
+    return json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+
+
+def untrained(kind):
+    torch.manual_seed(0)
+    network = kd.create_model("mobilenetv2_050", method="kerneldna", width=0.5)
+    return kd.create_detector(network, kind, classes=["cat", "dog"], image_size=32, max_size=48).eval()
+
+
+@pytest.fixture(scope="module")
+def detector():
+    made = untrained("maskrcnn")
+    made.roi_heads.detections_per_img = 5  # each costs a mask
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    kd.save(untrained("fasterrcnn"), folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path, noise):
+    """One image of each kind; of every one but a.jpg the drawing is a PNG."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise.save(folder / "a.jpg")
+    noise.convert("L").save(folder / "grey.png")
+    noise.convert("P").save(folder / "palette.png")
+    noise.convert("RGBA").save(folder / "alpha.webp")
+    noise.convert("CMYK").save(folder / "print.JPEG", "JPEG")
+    return folder
+
+
+def test_a_folder_of_images(run, photos, tmp_path):
+    (photos / "notes.txt").write_text("not an image")
+    out = tmp_path / "out"
+    done = last_line(call(run, photos, "--out", out, "--threshold", 0, "--device", "cpu"))
+    entries = listed(out)
+    assert done == {
+        "folder": str(out),
+        "images": 5,
+        "unread": [],
+        "detections": sum(len(entry["detections"]) for entry in entries),
+    }
+    assert done["detections"] >= 5
+    assert {entry["drawn"] for entry in entries} == {
+        "a.jpg",
+        "grey.png",
+        "palette.png",
+        "alpha.png",
+        "print.jpg",
+    }
+    for entry in entries:
+        with Image.open(out / entry["drawn"]) as image:
+            assert (image.size, image.mode) == ((90, 60), "RGB")
+        for found in entry["detections"]:
+            assert found["label"] in ("cat", "dog")
+            assert 0 < found["score"] < 1
+            left, top, right, bottom = found["box"]
+            assert 0 <= left <= right <= 90
+            assert 0 <= top <= bottom <= 60
+    assert sorted(path.name for path in out.iterdir() if path.suffix == ".part") == []
+
+
+def test_the_drawing_is_the_image_and_what_was_found(run, noise, tmp_path):
+    noise.save(tmp_path / "a.png")
+    call(run, tmp_path / "a.png", "--out", tmp_path / "none", "--threshold", 1)
+    assert listed(tmp_path / "none")[0]["detections"] == []
+    with Image.open(tmp_path / "none" / "a.png") as plain:
+        assert plain.tobytes() == noise.tobytes()
+    call(run, tmp_path / "a.png", "--out", tmp_path / "all", "--threshold", 0)
+    with Image.open(tmp_path / "all" / "a.png") as drawn:
+        assert drawn.tobytes() != noise.tobytes()
+
+
+def test_a_photograph_is_turned_upright(detector, noise, tmp_path):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    noise.save(tmp_path / "turned.png", exif=exif)
+    assert (
+        read_image(tmp_path / "turned.png").tobytes() == noise.transpose(Image.Transpose.ROTATE_270).tobytes()
+    )
+    predict(detector, [tmp_path / "turned.png"], tmp_path / "out", threshold=0)
+    with Image.open(tmp_path / "out" / "turned.png") as drawn:
+        assert drawn.size == (60, 90)
+        assert EXIF_ORIENTATION not in drawn.getexif()  # else a viewer would turn it again
+
+
+def test_images_of_one_name_get_a_drawing_each(detector, noise, tmp_path):
+    files = [tmp_path / name for name in ("a.png", "one/a.png", "two/a.bmp", "two/A.webp", "two/a.jpg")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        noise.save(file)
+    done = predict(detector, files, tmp_path / "out")
+    names = [entry["drawn"] for entry in listed(tmp_path / "out")]
+    assert names == ["a.png", "a-2.png", "a-3.png", "A-4.png", "a.jpg"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, "predictions.json"}
+    assert done.images == 5
+
+
+def test_a_file_named_twice_is_taken_once(photos):
+    assert len(find_images([photos / "a.jpg", photos, photos / ".." / "photos" / "a.jpg"])) == 5
+
+
+def test_a_damaged_image_is_named_and_the_others_go_on(run, photos, tmp_path, caplog):
+    (photos / "b.jpg").write_bytes((photos / "a.jpg").read_bytes()[:700])
+    (photos / "c.png").write_text("no image")
+    with caplog.at_level("WARNING", "kerneldna"):
+        done = last_line(call(run, photos, "--out", tmp_path / "out"))
+    assert done["images"] == 5
+    assert done["unread"] == [str(photos / "b.jpg"), str(photos / "c.png")]
+    for name in done["unread"]:
+        assert f"skipped image {name}" in caplog.text
+    failed = call(run, photos / "b.jpg", photos / "c.png", "--out", tmp_path / "bad", code=1)
+    assert "none of the images can be read" in failed.stderr
+    assert not (tmp_path / "bad").exists()
+
+
+def test_another_model(run, detector, noise, tmp_path):
+    noise.save(tmp_path / "a.png")
+    kd.save(detector, tmp_path / "other")
+    call(run / "nothing", tmp_path / "a.png", "--model", tmp_path / "other", "--out", tmp_path / "out")
+    call(
+        tmp_path / "other", tmp_path / "a.png", "--out", tmp_path / "out"
+    )  # a model folder in the place of a run
+    failed = call(run, tmp_path / "a.png", "--model", tmp_path / "a.png", code=1)
+    assert "is a file; give a model folder" in failed.stderr
+
+
+def test_detect_gives_what_the_detector_finds_above_the_threshold(detector, noise):
+    """The detector itself drops the others: this must change nothing in those it keeps, nor in the detector."""
+    everything = detect(detector, noise, threshold=0)
+    bar = everything["scores"].median().item()
+    above = detect(detector, noise, threshold=bar)
+    kept = everything["scores"] > bar
+    assert 0 < len(above["scores"]) < len(kept)
+    for name, tensor in everything.items():
+        torch.testing.assert_close(above[name], tensor[kept])
+    assert above["masks"].shape[1:] == (1, 60, 90)
+    assert detector.roi_heads.score_thresh == 0.05
+    assert not above["scores"].requires_grad
+
+
+def test_a_retinanet(noise, tmp_path):
+    """It has no masks, and untrained it also finds the background, label 0, which is no object."""
+    noise.save(tmp_path / "a.png")
+    retina = untrained("retinanet").train()
+    retina.score_thresh = 0.0
+    done = predict(retina, [tmp_path / "a.png"], tmp_path / "out", threshold=0)
+    assert done.detections > 0
+    assert {found["label"] for entry in listed(tmp_path / "out") for found in entry["detections"]} <= {
+        "cat",
+        "dog",
+    }
+    assert not retina.training
+
+
+def test_a_bar_is_shown_for_several_images_alone(detector, photos, tmp_path, capfd):
+    predict(detector, [photos / "a.jpg"], tmp_path / "out")
+    several = [photos / "a.jpg", photos / "grey.png"]
+    predict(detector, several, tmp_path / "out", progress=False)
+    assert "predict" not in capfd.readouterr().err
+    predict(detector, several, tmp_path / "out")
+    assert "predict" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{run}", "{photos}", "--threshold", "2"], "threshold is 2.0; scores are fractions"),
+        (["{run}", "/nowhere.jpg"], "no file or folder '/nowhere.jpg'"),
+        (["{run}", "{run}"], "folders that hold files ending in .jpg"),
+        (["{run}", "{photos}", "--out", "{photos}"], "where its drawing would replace it"),
+        (["{run}", "{photos}", "--device", "gpu7"], "gpu7"),
+        (["{classifier}", "{photos}"], "which is no detector; expected one of create_detector"),
+        (["/nowhere", "{photos}"], "no config.json"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_1(words, message, run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "{classifier}":
+        kd.save(kd.create_model("mobilenetv2_050", width=0.5), tmp_path / "classifier")
+    places = {"run": run, "photos": photos, "classifier": tmp_path / "classifier"}
+    result = call(*(word.format(**places) for word in words), code=1)
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without CUDA")
+def test_cuda_without_a_device_is_refused(detector, photos, tmp_path):
+    with pytest.raises(ValueError, match="torch sees no CUDA device; give cpu, or auto"):
+        predict(detector, [photos], tmp_path / "out", device="cuda")
