@@ -84,7 +84,8 @@ def test_every_kind_trains_and_finds(kind, images):
     assert all(loss.isfinite() for loss in losses.values())
     assert ("loss_mask" in losses) == (kind == "maskrcnn")
     found = lively(detector)(images)
-    assert len(found[0]["boxes"]) and (kind == "maskrcnn") == ("masks" in found[0])
+    assert len(found[0]["boxes"])
+    assert (kind == "maskrcnn") == ("masks" in found[0])
     assert class_names(detector) == CLASSES
 
 
@@ -125,7 +126,8 @@ def test_fused_in_both_modes(tmp_path, trained, images, mode):
     kd.fuse_(fused, mode=mode, progress=False, **given)
     assert state_of(network_of(fused))["fused"]["mode"] == mode
     left = {type(module).__name__ for module in fused.backbone.body.model.modules()}
-    assert "ChildConv2d" not in left and "BatchNorm2d" not in left
+    assert "ChildConv2d" not in left
+    assert "BatchNorm2d" not in left
     with torch.no_grad():
         levels = [
             d.backbone(torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(3)))
@@ -143,13 +145,15 @@ def test_the_backbone_sees_resized_normalised_padded_images(trained):
     seen = list(BackboneImages(trained, [[image], ([image, image], "targets")]))
     assert [tuple(x.shape) for x in seen] == [(1, 3, 96, 128), (2, 3, 96, 128)]
     torch.testing.assert_close(seen[0][0, 0, :, :120], torch.zeros(96, 120), atol=1e-6, rtol=0)
-    assert (seen[0][0, 1, :, :120] > 0).all() and not seen[0][..., 120:].any()
+    assert (seen[0][0, 1, :, :120] > 0).all()
+    assert not seen[0][..., 120:].any()
 
 
 def test_described(trained):
     described = kd.describe(trained)
     assert described.size.parameters == sum(p.numel() for p in trained.parameters())
-    assert described.before is None and "of the backbone" in str(described)
+    assert described.before is None
+    assert "of the backbone" in str(described)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +165,8 @@ def test_stem_and_first_stage(name, first_free):
         detector = kd.create_detector(kd.create_model(name), classes=CLASSES)
     frozen = stem_and_stages(detector, 1)
     names = [name for name, _ in network_of(detector).named_parameters()]
-    assert names[len(frozen)].startswith(first_free) and not any(
-        name.startswith(first_free) for name in names[: len(frozen)]
-    )
+    assert names[len(frozen)].startswith(first_free)
+    assert not any(name.startswith(first_free) for name in names[: len(frozen)])
     assert stem_and_stages(detector, 0) == []
 
 

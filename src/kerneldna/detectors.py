@@ -2,7 +2,7 @@
 
     network = kd.create_model("resnet50", method="kerneldna")
     detector = kd.create_detector(network, "maskrcnn", classes=("person", "bicycle")).eval()
-    found = detector([image])[0]            # image (3, H, W), 0-1; boxes (N, 4), labels (N,) from 1, scores (N,), masks (N, 1, H, W)
+    found = detector([image])[0]            # boxes (N, 4), labels (N,) from 1, scores (N,), masks (N, 1, H, W) of a (3, H, W) image
     kd.fuse_(detector)                      # the backbone's children, as in any network
 
 Sources: He et al., Mask R-CNN (arXiv 1703.06870); Ren et al., Faster R-CNN (1506.01497); Lin et al., Focal loss (1708.02002);
@@ -169,7 +169,7 @@ def stem_and_stages(detector: nn.Module, count: int) -> list[nn.Parameter]:
     return list(body.model.parameters())[: end + 1]
 
 
-def _indices(network: nn.Module, strides: Sequence[int]) -> list[int]:
+def _indices(network: nn.Module, strides: Sequence[int]) -> tuple[int, ...]:
     """Return which of the network's maps have these strides."""
     info: Any = getattr(network, "feature_info", None)
     if not info or not hasattr(network, "forward_intermediates"):
@@ -183,7 +183,7 @@ def _indices(network: nn.Module, strides: Sequence[int]) -> list[int]:
             f"{type(network).__name__} has maps of strides {', '.join(map(str, found))}, none of {missing[0]}; "
             f"a detector needs {', '.join(map(str, strides))}"
         )
-    return [found[stride] for stride in strides]
+    return tuple(found[stride] for stride in strides)
 
 
 def _mask_rcnn(network: nn.Module, sizes: tuple[int, ...], boxes: int, **arguments: Any) -> nn.Module:

@@ -57,8 +57,9 @@ def fuse_(
         progress: Show a progress bar while calibrating.
 
     Returns:
-        The same `model`. `state_of(network_of(model))["fused"]` holds the mode, `difference`, the largest difference that folding made to
-        the outputs, as a fraction of the largest, and for "throughput" `moved`, the same for replacing the gates.
+        The same `model`. `state_of(network_of(model))["fused"]` holds the mode, `difference`, the largest difference that
+            folding made to the outputs, as a fraction of the largest, and for "throughput" `moved`, the same for replacing the
+            gates.
 
     Raises:
         ValueError: If the network is in training mode, holds nothing to fuse, or is fused already, or calibration data is

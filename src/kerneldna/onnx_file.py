@@ -1,17 +1,20 @@
-"""A network as one ONNX file: written by torch's dynamo exporter, quantized if asked, its weights stored small; and a session."""
+"""A network as one ONNX file: written by torch's exporter, quantized if asked, its weights stored small; and a session."""
 
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from kerneldna import onnx_weights
 from kerneldna.calibrate import batches
+from kerneldna.detector_export import detect, is_detector, traced
 from kerneldna.exported import exported_program
 from kerneldna.hydrate import drop_unused
 from kerneldna.onnx_quantize import quantize
@@ -27,17 +30,18 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
     """Write `model` as one ONNX file.
 
     Args:
-        model: A network in eval mode.
-        x: Images to trace with, `(B, C, H, W)`.
+        model: A network in eval mode, or a detector of `create_detector`.
+        x: Images to trace with, `(B, C, H, W)`; of a detector one, `(3, H, W)`.
         path: The file to write.
         request: Storage, compute, shared kernels and the rest.
 
     Raises:
         ValueError: If the opset is unknown.
+        RuntimeError: If torch cannot write the detector.
     """
     import onnx
 
-    proto = _exported(model, x, request)
+    proto = traced(model, x, request.opset) if is_detector(model) else _exported(model, x, request)
     state = model.state_dict()
     users = [name for kernel in request.shared for name in kernel.users]
     places = onnx_weights.places_of(proto, {name: state[name].cpu().numpy() for name in users})
@@ -51,8 +55,10 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
     onnx.save(proto, str(path))
 
 
-def session(path: str | Path, *, threads: int | None = None) -> Callable[[Tensor], Tensor | list[Tensor]]:
+def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], Any]:
     """Return a function from images `(B, C, H, W)` to what the network returns, run by ONNX Runtime on the CPU.
+
+    Of a detector's file, from a list of images `(3, H, W)`, 0-1, to a list of what it finds in each (`kerneldna.detector_export`).
 
     Args:
         path: An ONNX file.
@@ -65,6 +71,8 @@ def session(path: str | Path, *, threads: int | None = None) -> Callable[[Tensor
     if threads is not None:
         options.intra_op_num_threads = threads
     opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if found := detect(opened):
+        return found
     name = opened.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor | list[Tensor]:
@@ -86,14 +94,13 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
         raise ValueError(f"opset {request.opset} was given; expected {OLDEST} to {onnx_opset_version()}")
     # exported by itself first, so that a layer's own error is not wrapped in the ONNX exporter's
     exported = exported_program(model, x, dynamic=request.dynamic)
-    count = len(exported.graph_signature.user_outputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
         program = torch.onnx.export(
             exported,
             (),
             input_names=["images"],
-            output_names=["logits"] if count == 1 else None,
+            output_names=_output_names(exported),
             opset_version=request.opset,
             dynamo=True,
             verbose=False,
@@ -103,6 +110,14 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
     proto = program.model_proto
     _pool_globally_(proto.graph)
     return proto
+
+
+def _output_names(exported: ExportedProgram) -> list[str] | None:
+    """Name one output "logits", and those of a dictionary, such as a feature pyramid's, as it does."""
+    if len(exported.graph_signature.user_outputs) == 1:
+        return ["logits"]
+    returned: Any = exported.call_spec.out_spec
+    return [f"map_{key}" for key in returned.context] if returned.type in (dict, OrderedDict) else None
 
 
 def _pool_globally_(graph: GraphProto) -> None:

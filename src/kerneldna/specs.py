@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -134,7 +135,7 @@ class ScheduleSpec(_Section):
                 f"val_every is {self.val_every} and epochs {self.epochs}; give a divisor of epochs"
             )
         marks = (self.warmup_epochs, *self.milestones, self.epochs)
-        if self.milestones and any(a >= b for a, b in zip(marks, marks[1:], strict=False)):
+        if self.milestones and any(a >= b for a, b in pairwise(marks)):
             given = f"milestones are {', '.join(f'{mark:g}' for mark in self.milestones)}"
             raise ValueError(f"{given}; they must rise, between warmup_epochs and epochs")
         return self

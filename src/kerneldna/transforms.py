@@ -91,6 +91,7 @@ class ImageAlone:
         self.transform = transform
 
     def __call__(self, image: Image.Image, label: Any) -> tuple[torch.Tensor, Any]:
+        """Return the transformed image, and the label as it is."""
         return self.transform(image), label
 
 

@@ -1,10 +1,10 @@
-"""ONNX by torch's dynamo exporter, run by ONNX Runtime: each parent's kernel stored once, weights in fp32, fp16 or int8."""
+"""ONNX by torch's exporter, run by ONNX Runtime: each parent's kernel stored once, weights in fp32, fp16 or int8."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +15,10 @@ from kerneldna.runtime import Request, only_fp32
 
 @runtimes.register("onnx")
 class Onnx:
-    """Writes one ONNX file; runs it in ONNX Runtime, which derives the children's kernels once, while it loads."""
+    """Writes one ONNX file; runs it in ONNX Runtime, which derives the children's kernels once, while it loads.
+
+    The one runtime that takes a whole detector.
+    """
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
@@ -32,8 +35,8 @@ class Onnx:
     @staticmethod
     def open(
         path: str | Path, *, threads: int | None = None, precision: str = "fp32"
-    ) -> Callable[[Tensor], Tensor | list[Tensor]]:
-        """Return a function that runs the file on the CPU.
+    ) -> Callable[[Any], Any]:
+        """Return a function that runs the file on the CPU; a detector's takes a list of images.
 
         Raises:
             ValueError: For a precision other than "fp32", or int8 as exported: the CPU has no other kernels.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from kerneldna.models import create_model
 from kerneldna.registry import tasks
 from kerneldna.runs import model_folder
 from kerneldna.samples import Preset, Transform
-from kerneldna.specs import Recipe
+from kerneldna.specs import DetectionSpec, Recipe
 from kerneldna.task import Task
 
 SIZES = ("", "50", "75", "s", "m", "l")
@@ -83,6 +83,7 @@ class Detection(Task):
         self.metric = metric
         if model is None:
             self._freeze()
+        self.train(self.model.training)  # Lightning leaves the modes that it finds
 
     @classmethod
     def for_data(cls, data: ImageData, recipe: Recipe, model: nn.Module | None = None) -> Detection:
@@ -159,8 +160,8 @@ class Detection(Task):
         return [module for module in body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def _detection(recipe: Recipe) -> Any:
-    return recipe.detection
+def _detection(recipe: Recipe) -> DetectionSpec:
+    return cast(DetectionSpec, recipe.detection)  # a recipe of this task has one
 
 
 def _finds_masks(recipe: Recipe) -> bool:
@@ -200,8 +201,8 @@ def _trained(recipe: Recipe, folder: Path) -> nn.Module:
     method = f" --set model.method={recipe.model.method}" if recipe.model.method else ""
     if not (model_folder(folder) / checkpoint.WEIGHTS).is_file():
         raise FileNotFoundError(
-            f"detection.weights is '{folder}', where there is no trained network; train one on ImageNet into this folder (kdna train "
-            f"{recipe.model.name}-imagenet{method} --run {folder}), or name another. {other}"
+            f"detection.weights is '{folder}', where there is no trained network; train one on ImageNet into this folder (kdna "
+            f"train {recipe.model.name}-imagenet{method} --run {folder}), or name another. {other}"
         )
     trained = checkpoint.load(model_folder(folder))
     network = _network(recipe, num_classes=state_of(trained)["created"]["num_classes"])
@@ -210,7 +211,7 @@ def _trained(recipe: Recipe, folder: Path) -> nn.Module:
     except RuntimeError as error:
         reason = str(error).split("\n\t", 1)[-1].split("\n")[0].strip()
         raise ValueError(
-            f"detection.weights is '{folder}', which is not a network of the recipe's section model: {reason} Train one by the same "
-            f"model section, or name another. {other}"
+            f"detection.weights is '{folder}', which is not a network of the recipe's section model: {reason} Train one by the "
+            f"same model section, or name another. {other}"
         ) from None
     return network
