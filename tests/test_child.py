@@ -163,6 +163,12 @@ def test_batch_of_one_in_training_names_the_layer_and_the_way_out():
     without.train()(torch.randn(1, 8, 1, 1))
 
 
+def test_batch_of_one_in_training_with_a_frozen_norm():
+    _, child = make_child("dense")
+    child.train().gate.norm.eval()
+    child(torch.randn(1, 8, 4, 4))
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"'c' has a \(8, 8, 1, 1\) kernel, its parent has \(8, 8, 3, 3\)"):
         ChildConv2d("c", nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1))

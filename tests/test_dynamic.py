@@ -155,6 +155,8 @@ def test_batch_of_one_in_training_names_layer_and_remedy():
     trunk = Trunk(layer, 8, norm="batch", like=x)
     with pytest.raises(ValueError, match=r"layer 'stage.conv': a batch of 1 in training.*drop_last=True"):
         trunk(x)
+    trunk.norm.eval()
+    trunk(x)
     trunk.eval()(x)
     Trunk(layer, 8, norm="none", like=x)(x)
 

@@ -41,7 +41,7 @@ class Gate(nn.Module):
 
     @property
     def normalises(self) -> bool:
-        """Whether a BatchNorm computes the gate, which a batch of 1 cannot train."""
+        """Whether the gate is normalised over the batch, which a batch of 1 cannot be: by a BatchNorm in training mode."""
         return False
 
     def without_norm(self) -> nn.Module:
@@ -110,8 +110,8 @@ class ChannelAttention(Gate):
 
     @property
     def normalises(self) -> bool:
-        """Whether a BatchNorm computes the gate, which a batch of 1 cannot train."""
-        return isinstance(self.norm, nn.BatchNorm2d)
+        """Whether the gate is normalised over the batch, which a batch of 1 cannot be: by a BatchNorm in training mode."""
+        return isinstance(self.norm, nn.BatchNorm2d) and self.norm.training
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return the weight `(hidden, channels, 1, 1)` and bias `(hidden,)` of fc1 with the norm folded in (eval mode)."""

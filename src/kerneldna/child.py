@@ -101,7 +101,7 @@ class _Child(nn.Module):
     def _gated(self, x: Tensor) -> Tensor:
         if self.gate is None:
             return x
-        if self.training and x.shape[0] == 1 and self.gate.normalises:
+        if x.shape[0] == 1 and self.gate.normalises:
             raise ValueError(
                 f"child {self.name!r}: a batch of 1 in training gives the BatchNorm of its gate one value per channel; "
                 "use a batch of 2 or more (drop_last=True), model.eval(), or KernelDNA(norm='none')"

@@ -118,7 +118,7 @@ class Trunk(nn.Module):
         Raises:
             ValueError: In training at batch 1 with BatchNorm.
         """
-        if self.training and x.shape[0] == 1 and isinstance(self.norm, nn.BatchNorm1d):
+        if x.shape[0] == 1 and isinstance(self.norm, nn.BatchNorm1d) and self.norm.training:
             raise ValueError(
                 f"layer {self.name!r}: a batch of 1 in training gives the BatchNorm of its attention one value per "
                 "channel; use a batch of 2 or more (drop_last=True), model.eval(), or the method's norm='none'"
