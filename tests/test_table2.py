@@ -76,17 +76,33 @@ test_table2.together(*sys.argv[1:])
         subprocess.run(command, check=True, timeout=900)
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     print("one process", one.tolist(), "two", two.tolist())
-    # The sampled boxes differ, and each process averages over its own; the curve does not.
-    torch.testing.assert_close(two, one, rtol=0.1, atol=0)
-    assert two[-1] < 0.6 * two[0]
+    # Boxes are sampled at random, by each process for itself: one process with other draws moves single epochs by 14 %.
+    difference = (two - one).abs() / one
+    assert difference.max() < 0.14
+    assert difference.mean() < 0.06
+    assert difference[0] < 0.03  # before the draws have told
+    assert two[-1] < 0.3 * two[0]
 
 
 def together(coco: str, folder: str, processes: str) -> None:
     """Train a small detector with a batch of 4 over all processes."""
     torch.set_num_threads(1)
-    small = ["model.name=mobilenetv2_050", "data.batch_size=4", "data.limit_val=2", "precision=fp32", "optimizer.lr=0.0005"]
-    longer = ["schedule.epochs=8", "schedule.val_every=8", "detection.norm=frozen", "detection.frozen_stages=0"]
+    small = [
+        "model.name=mobilenetv2_050",
+        "data.batch_size=4",
+        "data.limit_val=2",
+        "precision=fp32",
+        "optimizer.lr=0.0002",
+    ]
+    longer = [
+        "schedule.epochs=8",
+        "schedule.val_every=8",
+        "schedule.warmup_epochs=1",
+        "detection.frozen_stages=0",
+    ]
     source = f"data.source={coco}"
-    recipe = load_recipe("maskrcnn-mobilenetv2_100-kerneldna-coco", overrides=[*SMALL, *small, *longer, source])
+    recipe = load_recipe(
+        "maskrcnn-mobilenetv2_100-kerneldna-coco", overrides=[*SMALL, *small, *longer, source]
+    )
     count = int(processes)
     train(recipe, run_dir=folder, progress=False, devices=count, strategy="ddp" if count > 1 else "auto")

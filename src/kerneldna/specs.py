@@ -189,7 +189,7 @@ class Recipe(_Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of the moving average of the weights; null is off."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the forward and backward pass."""
+    """Number format of the forward and backward pass; detectors are measured in fp32 all the same."""
     clip_grad: Positive | None = None
     """Largest norm of the gradient; null is off."""
     channels_last: bool = True

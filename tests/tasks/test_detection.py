@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from coco_folder import write_coco
 from PIL import Image
 
 import kerneldna as kd
@@ -19,8 +20,6 @@ from kerneldna.recipe import load_recipe
 from kerneldna.registry import tasks
 from kerneldna.tasks.classification import Classification
 from kerneldna.training import evaluate, train
-
-from coco_folder import write_coco
 
 pytest.importorskip("pycocotools")
 
@@ -213,7 +212,10 @@ def test_images_that_are_missing_or_damaged(recipe, tmp_path):
         match=r"is not whole; repair it.*\n.*1 of 6 images of instances_train2017.json are missing: 0000",
     ):
         fit(recipe(source), tmp_path / "run")
-    fit(recipe(source, "schedule.epochs=1", "data.on_bad_image=skip", "detection.norm=frozen"), tmp_path / "run")
+    fit(
+        recipe(source, "schedule.epochs=1", "data.on_bad_image=skip", "detection.norm=frozen"),
+        tmp_path / "run",
+    )
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["bad_images"] == 2
     assert evaluate(tmp_path / "run")["images"] == 2
