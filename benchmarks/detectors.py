@@ -2,8 +2,8 @@
 
 python benchmarks/detectors.py --device cuda --precision bf16 --out benchmarks/results/gpu-detectors.json
 
-Random weights and images, 80 classes, two objects an image; for inference the backbone is fused. No box is dropped, so that the heads
-do the same work on every backbone. Ratios are of speed, against the plain network in the same rounds: above 1 is faster.
+Random weights and images, 80 classes, two objects an image; for inference the backbone is fused. No box is dropped, so that
+the heads do the same work on every backbone. Ratios are of speed, against the plain network in the same rounds: above 1 is faster.
 """
 
 from __future__ import annotations
