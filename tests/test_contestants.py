@@ -6,6 +6,8 @@ import torch
 import kerneldna as kd
 from kerneldna import surgery
 from kerneldna.contestants import parse, with_accuracy
+from kerneldna.files import write_text
+from kerneldna.recipe import load_recipe
 
 TINY = {"width": 0.125, "stem": "small", "num_classes": 10}
 
@@ -100,3 +102,11 @@ def test_wrong_accuracies(accuracy, message):
 def test_wrong_labels(label, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         parse([label.format(folder=tmp_path)])
+
+
+def test_a_run_of_a_detector(tmp_path):
+    write_text(tmp_path / "recipe.yaml", load_recipe("maskrcnn-resnet50-coco").to_yaml())
+    with pytest.raises(
+        ValueError, match="has the task 'detection'; what is timed here are networks that take a batch"
+    ):
+        parse([str(tmp_path)])

@@ -54,6 +54,16 @@ def test_no_run(tmp_path):
         open_finished(tmp_path)
 
 
+def test_a_run_of_another_task(write):
+    folder = write("run")
+    detector = load_recipe("maskrcnn-resnet50-coco", overrides=["data.source=coco"])
+    folder.recipe_file.write_text(detector.to_yaml())
+    with pytest.raises(
+        ValueError, match="has the task 'detection', and a report compares classifiers; kdna eval measures it"
+    ):
+        open_finished(folder.path)
+
+
 def test_runs_are_grouped_by_all_but_their_seed(write):
     runs = [write("a0"), write("b0", "optimizer.lr=0.5"), write("a1", "seed=1", "data.workers=1")]
     assert [[each.path.name for each in group] for group in group_seeds(runs)] == [["a0", "a1"], ["b0"]]

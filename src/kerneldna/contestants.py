@@ -23,7 +23,7 @@ from kerneldna import checkpoint
 from kerneldna.convert import Method
 from kerneldna.models import create_model
 from kerneldna.registry import methods, suggest
-from kerneldna.runs import RunFolder, model_folder
+from kerneldna.runs import RunFolder, model_folder, recipe_of
 
 log = logging.getLogger(__name__)
 VARIANTS = ("accuracy", "throughput", "plain")
@@ -122,6 +122,10 @@ def _folder(path: Path, variant: str) -> Contestant:
     if variant == "plain":
         raise ValueError(
             f"'{path}@plain': a folder holds one trained network; name the plain one, such as resnet18/{SHARING}@plain"
+        )
+    if (recipe := recipe_of(path)) is not None and recipe.task != "classification":
+        raise ValueError(
+            f"the run in '{path}' has the task {recipe.task!r}; what is timed here are networks that take a batch of images of one size"
         )
     run = RunFolder(path)
     accuracy = (

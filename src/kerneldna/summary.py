@@ -36,9 +36,14 @@ def open_finished(path: str | Path) -> RunFolder:
 
     Raises:
         FileNotFoundError: If there is no run, or it is not finished.
+        ValueError: If it trained no classifier.
     """
     folder = RunFolder(path)
     recipe = folder.recipe()
+    if recipe.task != "classification":
+        raise ValueError(
+            f"the run in '{path}' has the task {recipe.task!r}, and a report compares classifiers; kdna eval measures it"
+        )
     if not folder.result_file.is_file() or not (folder.model_dir / WEIGHTS).is_file():
         raise FileNotFoundError(
             f"the run in '{path}' is not finished: it has no {folder.result_file.name} or no trained network; "

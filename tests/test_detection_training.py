@@ -68,8 +68,8 @@ def test_two_processes_train_as_one(coco, tmp_path):
     program.write_text(f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_table2
-test_table2.together(*sys.argv[1:])
+import test_detection_training
+test_detection_training.together(*sys.argv[1:])
 """)
     for processes in "12":
         command = [sys.executable, str(program), str(coco), str(tmp_path / processes), processes]
