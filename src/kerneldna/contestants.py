@@ -125,7 +125,7 @@ def _folder(path: Path, variant: str) -> Contestant:
         )
     if (recipe := recipe_of(path)) is not None and recipe.task != "classification":
         raise ValueError(
-            f"the run in '{path}' has the task {recipe.task!r}; what is timed here are networks that take a batch of images of one size"
+            f"the run in '{path}' has the task {recipe.task!r}; what is timed here are networks that take a batch of images"
         )
     run = RunFolder(path)
     accuracy = (
