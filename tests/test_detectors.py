@@ -142,8 +142,8 @@ def test_fused_in_both_modes(tmp_path, trained, images, mode):
 
 def test_the_backbone_sees_resized_normalised_padded_images(trained):
     image = torch.full((3, 96, 120), 0.485)
-    seen = list(BackboneImages(trained, [[image], ([image, image], "targets")]))
-    assert [tuple(x.shape) for x in seen] == [(1, 3, 96, 128), (2, 3, 96, 128)]
+    seen = list(BackboneImages(trained, [[image], ([image, image], "targets"), [[image], ["targets"]]]))
+    assert [tuple(x.shape) for x in seen] == [(1, 3, 96, 128), (2, 3, 96, 128), (1, 3, 96, 128)]
     torch.testing.assert_close(seen[0][0, 0, :, :120], torch.zeros(96, 120), atol=1e-6, rtol=0)
     assert (seen[0][0, 1, :, :120] > 0).all()
     assert not seen[0][..., 120:].any()

@@ -47,11 +47,11 @@ def export(
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
     import kerneldna as kd
+    from kdna.headline import headline
     from kerneldna.detectors import BackboneImages
-    from kerneldna.registry import runtimes, tasks
+    from kerneldna.registry import runtimes
     from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images
-    from kerneldna.training import evaluate as measure
 
     path = out or run / f"{part or 'model'}{runtimes.get(runtime).suffix}"
     model = kd.load(model_folder(run))
@@ -83,11 +83,7 @@ def export(
     whole = batch is None and part is None
     if recipe is not None and whole and (rounded if evaluate is None else evaluate):
         file = kd.load_exported(path, runtime=runtime)
-        for name, network in {"pytorch": model, runtime: file}.items():
-            measured = measure(network, recipe, progress=progress)
-            for figure in tasks.get(recipe.task).headline:
-                if figure in measured:
-                    figures.setdefault(figure, {})[name] = measured[figure]
+        figures = headline({"pytorch": model, runtime: file}, recipe, progress=progress)
     return {
         "file": str(written.path),
         "bytes": written.bytes,

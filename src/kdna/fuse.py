@@ -34,12 +34,11 @@ def fuse(
     import copy
 
     import kerneldna as kd
+    from kdna.headline import headline
     from kerneldna.convert import network_of, state_of
     from kerneldna.detectors import BackboneImages
-    from kerneldna.registry import tasks
     from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images
-    from kerneldna.training import evaluate as measure
 
     model = kd.load(model_folder(run))
     recipe = recipe_of(run)
@@ -63,11 +62,7 @@ def fuse(
         kd.fuse_(network, mode=name, progress=progress, **(throughput if name == "throughput" else {}))
     figures: dict[str, dict[str, float]] = {}
     if evaluate and recipe is not None:
-        for name, network in {"unfused": model, **fused}.items():
-            found = measure(network, recipe, progress=progress)
-            for figure in tasks.get(recipe.task).headline:
-                if figure in found:
-                    figures.setdefault(figure, {})[name] = found[figure]
+        figures = headline({"unfused": model, **fused}, recipe, progress=progress)
     saved = kd.save(fused[mode], out or run / "fused")
     state = state_of(network_of(fused[mode]))
     noted = {key: value for key, value in state["fused"].items() if key != "folded"}

@@ -133,7 +133,8 @@ class BackboneImages:
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:
-            images = batch[0] if isinstance(batch, tuple) else batch
+            first = batch[0]
+            images = batch if isinstance(first, Tensor) and first.ndim == 3 else first
             yield self.detector.transform(list(images))[0].tensors
 
 

@@ -9,10 +9,10 @@ from functools import partial
 
 import pytest
 import torch
-from coco_folder import write_coco
 from PIL import Image
 
 import kerneldna as kd
+from coco_folder import write_coco
 from kerneldna.convert import network_of
 from kerneldna.data import open_data
 from kerneldna.loaders import train_loader, val_loader

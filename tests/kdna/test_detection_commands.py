@@ -1,0 +1,91 @@
+"""The commands on a detector: train, eval, fuse, export, inspect; report and bench are for classifiers."""
+
+import json
+
+import pytest
+
+pytest.importorskip("lightning", reason="needs kerneldna[train]")
+pytest.importorskip("pycocotools")
+from typer.testing import CliRunner
+
+import kdna
+from coco_folder import write_coco
+
+SMALL = [
+    "model.name=mobilenetv2_050",
+    "model.width=0.5",
+    "detection.weights=null",
+    "detection.frozen_stages=0",
+    "detection.scales=[]",
+    "detection.max_size=96",
+    "detection.boxes_per_image=8",
+    "data.image_size=64",
+    "data.batch_size=2",
+    "data.workers=0",
+    "schedule.epochs=1",
+    "data.limit_train=4",
+    "schedule.milestones=[]",
+    "schedule.warmup_epochs=0",
+]
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(kdna.make_app(), [*map(str, words)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def last_line(result):
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detector")
+    data = write_coco(folder / "coco", train=9, val=2)
+    words = [
+        "train",
+        "maskrcnn-mobilenetv2_100-kerneldna-coco",
+        "--data",
+        data,
+        "--run",
+        folder / "run",
+        "--no-progress",
+    ]
+    done = last_line(call(*words, *(word for key in SMALL for word in ("--set", key))))
+    assert {"box_ap", "mask_apl", "epochs", "seconds"} <= done.keys()
+    return folder / "run"
+
+
+def test_eval_prints_the_table_and_writes_the_detections(run, tmp_path):
+    result = call("eval", run, "--detections", tmp_path / "found", "--no-progress")
+    assert "AP50" in result.output
+    assert "mask" in result.output
+    assert last_line(result)["images"] == 2
+    assert sorted(file.name for file in (tmp_path / "found").iterdir()) == ["bbox.json", "segm.json"]
+
+
+def test_fuse_measures_both_modes(run, tmp_path):
+    done = last_line(call("fuse", run, "--mode", "throughput", "--out", tmp_path / "fused", "--no-progress"))
+    assert set(done["box_ap"]) == {"unfused", "accuracy", "throughput"}
+    assert done["box_ap"]["accuracy"] == pytest.approx(done["box_ap"]["unfused"], abs=1e-3)
+    assert "moved" in done
+    assert last_line(call("eval", run, "--model", tmp_path / "fused", "--no-progress"))["images"] == 2
+
+
+def test_export_of_the_backbone(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    done = last_line(call("export", run, "--part", "backbone", "--out", tmp_path / "b.onnx", "--no-progress"))
+    assert done["difference"] < 1e-4
+    assert (tmp_path / "b.onnx").is_file()
+
+
+def test_inspect_shows_plan_and_detector(run):
+    result = call("inspect", run)
+    assert "parent" in result.output
+    assert "MACs: multiply-accumulates of the backbone" in result.output
+
+
+@pytest.mark.parametrize("command", ["report", "bench"])
+def test_commands_for_classifiers_say_so(run, command):
+    assert "has the task 'detection'" in call(command, run, code=1).output
