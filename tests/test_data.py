@@ -187,12 +187,19 @@ def test_bad_images_can_be_skipped_and_are_counted(workers, caplog):
         assert "skipped image photos/3.jpg, which cannot be read (image file is truncated)" in caplog.text
 
 
-def test_a_batch_of_bad_images_alone_is_an_error():
-    loader = val_loader(images(bad=(0, 1)), recipe("data.on_bad_image=skip", "data.batch_size=2"))
+def test_a_training_batch_of_bad_images_alone_is_an_error():
+    loader = train_loader(images(bad=range(50)), recipe("data.on_bad_image=skip", "data.batch_size=2"))
     with pytest.raises(
-        RuntimeError, match=r"none of a batch's 2 images can be read: photos/0.jpg, photos/1.jpg; check"
+        RuntimeError,
+        match=r"none of a batch's 2 images can be read: photos/\d+.jpg, photos/\d+.jpg; check",
     ):
         next(iter(loader))
+
+
+def test_a_validation_batch_of_bad_images_alone_is_left_out():
+    loader = val_loader(images(bad=(0, 1)), recipe("data.on_bad_image=skip", "data.batch_size=2"))
+    assert [len(labels) for _, labels in loader] == [2] * 24
+    assert loader.bad_images == 2
 
 
 def test_loaders_are_dataloaders_that_can_be_copied():

@@ -47,8 +47,8 @@ def export(
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
     import kerneldna as kd
-    from kdna.headline import headline
     from kerneldna.detectors import BackboneImages
+    from kerneldna.headline import headline
     from kerneldna.registry import runtimes
     from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images

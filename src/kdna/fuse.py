@@ -34,9 +34,9 @@ def fuse(
     import copy
 
     import kerneldna as kd
-    from kdna.headline import headline
     from kerneldna.convert import network_of, state_of
     from kerneldna.detectors import BackboneImages
+    from kerneldna.headline import headline
     from kerneldna.runs import model_folder, recipe_of
     from kerneldna.training import calibration_images
 

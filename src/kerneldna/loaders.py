@@ -11,7 +11,7 @@ the very batches it would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -108,6 +108,8 @@ def calibration_loader(
 class ImageLoader(DataLoader[Any]):
     """A DataLoader that counts the images that could not be read."""
 
+    needs_every_batch: ClassVar[bool] = False
+
     def __init__(self, samples: Samples, *, batch_sampler: Any, recipe: Recipe) -> None:
         super().__init__(
             samples,
@@ -125,13 +127,14 @@ class ImageLoader(DataLoader[Any]):
         """Yield batches as the task's preset makes them: for classification images `(B, 3, H, W)` and classes `(B,)`.
 
         Raises:
-            RuntimeError: If an image cannot be read, or, where such images are skipped, none of a batch.
+            RuntimeError: If an image cannot be read, or, where such images are skipped in training, none of a batch.
         """
         for batch in super().__iter__():
             # Not raised in the worker: its message would drown in tracebacks, and its exit take seconds.
-            if isinstance(batch, Unread):
+            if not isinstance(batch, Unread):
+                yield batch
+            elif batch.fatal or self.needs_every_batch:
                 raise RuntimeError(batch.text)
-            yield batch
 
     @property
     def bad_images(self) -> int:
@@ -171,6 +174,8 @@ def _in_order(
 
 class TrainLoader(ImageLoader):
     """An ImageLoader that can start at any batch; each pass over it is one epoch, the next pass the next."""
+
+    needs_every_batch: ClassVar[bool] = True  # each is a step
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Let the next pass start at batch `batch` of epoch `epoch`, both counted from 0; `len()` stays that of an epoch.

@@ -123,9 +123,8 @@ class Collate:
                 return sample
         if not read:
             names = ", ".join(sample.text for sample in unread)
-            return Unread(
-                f"none of a batch's {len(batch)} images can be read: {names}; check the data set", True
-            )
+            text = f"none of a batch's {len(batch)} images can be read: {names}; check the data set"
+            return Unread(text, fatal=False)
         return self.preset.collate(read)
 
 
