@@ -62,7 +62,7 @@ def export(
     if recipe is not None:
         some = calibration_images(recipe, source=calibrate, images=max(batch or 0, 7))
         compared = _joined([x for x, _ in some])
-        if data is not None and isinstance(compared, list):
+        if data is not None and recipe.task == "detection":
             data = BackboneImages(model, data)
     written = kd.export(
         model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models import register_model
@@ -13,6 +13,9 @@ from torch import nn
 from kerneldna import surgery
 from kerneldna.convert import Method, convert_, set_state
 from kerneldna.registry import methods, suggest
+
+if TYPE_CHECKING:
+    from kerneldna.specs import ModelSpec
 
 BACKBONES = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv2_050", "convnext_tiny")
 STEMS = ("default", "small")
@@ -70,6 +73,24 @@ def create_model(
     created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **timm_args}
     set_state(model, created=created, input_size=list(input_size))
     return model if chosen is None else convert_(model, chosen)
+
+
+def create_from(spec: ModelSpec, **arguments: Any) -> nn.Module:
+    """Create the network that a recipe's section `model` describes.
+
+    Args:
+        spec: The section.
+        **arguments: Further arguments of `create_model`; they replace those of `spec.args`.
+    """
+    return create_model(
+        spec.name,
+        method=spec.method,
+        pretrained=spec.pretrained,
+        width=spec.width,
+        stem=spec.stem,
+        options=spec.options or None,
+        **{**spec.args, **arguments},
+    )
 
 
 def list_models() -> list[str]:

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from kerneldna.data import ImageData
-from kerneldna.models import create_model
+from kerneldna.models import create_from
 from kerneldna.registry import tasks
 from kerneldna.samples import Preset
 from kerneldna.specs import Recipe
@@ -39,7 +39,9 @@ class Classification(Task):
     headline: ClassVar[tuple[str, ...]] = ("top1",)
 
     def __init__(self, recipe: Recipe, num_classes: int, model: nn.Module | None = None) -> None:
-        super().__init__(recipe, _build(recipe, num_classes) if model is None else model)
+        super().__init__(
+            recipe, create_from(recipe.model, num_classes=num_classes) if model is None else model
+        )
         self.mixup = _mixup(recipe, num_classes)
         self.loss = (
             SoftTargetCrossEntropy()
@@ -82,20 +84,6 @@ class Classification(Task):
                 metric.update(logits, targets)
                 self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
-
-
-def _build(recipe: Recipe, num_classes: int) -> nn.Module:
-    spec = recipe.model
-    return create_model(
-        spec.name,
-        method=spec.method,
-        num_classes=num_classes,
-        pretrained=spec.pretrained,
-        width=spec.width,
-        stem=spec.stem,
-        options=spec.options or None,
-        **spec.args,
-    )
 
 
 def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:

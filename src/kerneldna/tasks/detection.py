@@ -15,7 +15,7 @@ from kerneldna.convert import state_of
 from kerneldna.data import ImageData, ImageSplit
 from kerneldna.detectors import create_detector, foreground, stem_and_stages
 from kerneldna.instance_transforms import collate, train_transform, val_transform
-from kerneldna.models import create_model
+from kerneldna.models import create_from
 from kerneldna.registry import tasks
 from kerneldna.runs import model_folder
 from kerneldna.samples import Preset, Transform
@@ -175,7 +175,7 @@ def _finds_masks(recipe: Recipe) -> bool:
 def _build(recipe: Recipe, classes: tuple[str, ...]) -> nn.Module:
     detection = _detection(recipe)
     return create_detector(
-        _network(recipe) if detection.weights is None else _trained(recipe, Path(detection.weights)),
+        create_from(recipe.model) if detection.weights is None else _trained(recipe, Path(detection.weights)),
         detection.detector,
         classes=classes,
         image_size=recipe.data.image_size,
@@ -183,19 +183,6 @@ def _build(recipe: Recipe, classes: tuple[str, ...]) -> nn.Module:
         scales=detection.scales,
         anchor_sizes=detection.anchor_sizes,
         boxes_per_image=detection.boxes_per_image,
-    )
-
-
-def _network(recipe: Recipe, **arguments: Any) -> nn.Module:
-    spec = recipe.model
-    return create_model(
-        spec.name,
-        method=spec.method,
-        pretrained=spec.pretrained,
-        width=spec.width,
-        stem=spec.stem,
-        options=spec.options or None,
-        **{**spec.args, **arguments},
     )
 
 
@@ -209,7 +196,7 @@ def _trained(recipe: Recipe, folder: Path) -> nn.Module:
             f"train {recipe.model.name}-imagenet{method} --run {folder}), or name another. {other}"
         )
     trained = checkpoint.load(model_folder(folder))
-    network = _network(recipe, num_classes=state_of(trained)["created"]["num_classes"])
+    network = create_from(recipe.model, num_classes=state_of(trained)["created"]["num_classes"])
     try:
         network.load_state_dict(trained.state_dict())
     except RuntimeError as error:
