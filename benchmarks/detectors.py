@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import kerneldna as kd
+from kerneldna.deploy.fuse import can_fuse
 from kerneldna.files import write_json
-from kerneldna.fuse import can_fuse
 from kerneldna.timing import interleave, machine, speed
 
 METHODS = (None, "kerneldna", "odconv", "kernelwarehouse", "dyconv")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kerneldna.plots import accuracy_curves, loss_curves
-from kerneldna.runs import RunFolder
+from kerneldna.figures.style import accuracy_curves, loss_curves
+from kerneldna.training.run_folder import RunFolder
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 import kerneldna as kd
-from kerneldna.detectors import class_names
-from kerneldna.drawing import draw_detections
+from kerneldna.detection.detectors import class_names
+from kerneldna.detection.prediction import detect, read_image
+from kerneldna.figures.detections import draw_detections
 from kerneldna.files import atomic, write_json
-from kerneldna.prediction import detect, read_image
-from kerneldna.recipe import load_recipe
-from kerneldna.runs import RunFolder
-from kerneldna.training import evaluate, train
+from kerneldna.recipes.recipe import load_recipe
+from kerneldna.training.run_folder import RunFolder
+from kerneldna.training.trainer import evaluate, train
 
 IMAGES = 8
 LICENCES = (4, 7, 8)  # of COCO: CC BY 2.0, no known restrictions, a work of the United States government

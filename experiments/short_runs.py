@@ -18,9 +18,9 @@ import torch
 
 import kerneldna as kd
 from kerneldna.files import write_json
-from kerneldna.recipe import load_recipe
-from kerneldna.runs import RunFolder
-from kerneldna.training import train
+from kerneldna.recipes.recipe import load_recipe
+from kerneldna.training.run_folder import RunFolder
+from kerneldna.training.trainer import train
 
 PRECISIONS = ("fp32", "bf16")
 SIZE = [

@@ -127,7 +127,7 @@ def sets(study: str) -> tuple[str, ...]:
 
 def recipe_of(cell: Cell, study: str, size: str, *, source: str, dataset: str, seed: int) -> Any:
     """Return the recipe of a cell's run."""
-    from kerneldna.recipe import load_recipe
+    from kerneldna.recipes.recipe import load_recipe
 
     sizes = SIZES[size]
     overrides = [*sizes[""], *sizes.get(study, []), *sizes.get(cell.backbone, [])]
@@ -152,10 +152,11 @@ def run(job: dict[str, Any]) -> str:
     """Train one cell, unless its JSON is there; return its label."""
     import torch
 
-    from kerneldna import checkpoint, convert
+    from kerneldna import checkpoint
+    from kerneldna.conversion import convert
     from kerneldna.files import write_json
-    from kerneldna.runs import RunFolder
-    from kerneldna.training import train
+    from kerneldna.training.run_folder import RunFolder
+    from kerneldna.training.trainer import train
 
     if job["threads"]:
         torch.set_num_threads(job["threads"])

@@ -21,7 +21,7 @@ from typing import Any
 
 from studies import SETS, SIZES, Cell, cells, result_file, sets
 
-from kerneldna import plots
+from kerneldna.figures import style
 from kerneldna.files import atomic, write_text
 
 STUDIES = ("table1", "table3", "table4", "table5", "modulation")
@@ -89,29 +89,29 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     paper = any(row.paper for row in shown)
     left, wide, high = 24 + 7 * max(len(_label(row, rows)) for row in shown), 330, 30 * len(shown) + 90
     width = left + (wide + 24) * len(shown_sets)
-    figure = plots.new_figure(width, high)
-    with plots.style():
+    figure = style.new_figure(width, high)
+    with style.style():
         for place, dataset in enumerate(shown_sets):
             box = ((left + place * (wide + 24)) / width, 50 / high, (wide - 10) / width, (high - 90) / high)
             axes = figure.add_axes(box)
             for y, row in enumerate(reversed(shown)):
                 gains = [100 * gain for gain in row.differences(_reference(row, rows), dataset)]
-                axes.scatter(gains, [y] * len(gains), s=26, color=plots.RUN_COLOURS[1], zorder=3, alpha=0.6)
+                axes.scatter(gains, [y] * len(gains), s=26, color=style.RUN_COLOURS[1], zorder=3, alpha=0.6)
                 if not gains:
                     continue
                 axes.plot(
                     [mean(gains)] * 2,
                     [y - 0.32, y + 0.32],
-                    color=plots.RUN_COLOURS[1],
+                    color=style.RUN_COLOURS[1],
                     zorder=4,
                     linewidth=2.5,
                 )
                 reference = _reference(row, rows)
                 if row.paper and reference.paper:
                     axes.scatter(
-                        row.paper - reference.paper, y, s=34, marker="D", zorder=2, color=plots.RUN_COLOURS[3]
+                        row.paper - reference.paper, y, s=34, marker="D", zorder=2, color=style.RUN_COLOURS[3]
                     )
-            axes.axvline(0, color=plots.MUTED, linewidth=1)
+            axes.axvline(0, color=style.MUTED, linewidth=1)
             labels = [_label(row, rows) for row in reversed(shown)] if not place else []
             axes.set_yticks(range(len(shown)), labels or [""] * len(shown))
             axes.tick_params(length=0, pad=8, labelsize=11)
@@ -121,10 +121,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.set_xlabel("points of top-1 accuracy more than the reference", fontsize=11)
             axes.set_title(_title(dataset), fontsize=12, loc="left")
         note = "dot: a seed;  bar: their mean" + (";  diamond: the paper (ImageNet)" if paper else "")
-        figure.text(1 - 10 / width, 1 - 18 / high, note, ha="right", fontsize=10, color=plots.MUTED)
+        figure.text(1 - 10 / width, 1 - 18 / high, note, ha="right", fontsize=10, color=style.MUTED)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as part:
-            figure.savefig(part, format="png", dpi=144, facecolor=plots.CARD)
+            figure.savefig(part, format="png", dpi=144, facecolor=style.CARD)
 
 
 def main() -> None:

@@ -76,17 +76,18 @@ def bench(
     """Compare sizes, latency, throughput, training steps and memory of networks, timed in turn, in one or several runtimes."""
     from rich.console import Console
 
-    from kerneldna import benchmark, pareto
-    from kerneldna.contestants import parse, with_accuracy
+    from kerneldna.benchmark import compare
+    from kerneldna.benchmark.networks import parse, with_accuracy
+    from kerneldna.benchmark.workloads import Setup
+    from kerneldna.figures import pareto
     from kerneldna.files import write_json
-    from kerneldna.lanes import Setup
 
     if figure is not None:
         pareto.check_suffix(figure)
     # the library would say of every network and runtime that it was fused and written
     logging.getLogger("kerneldna").setLevel(logging.WARNING)
     names = [name.strip() for given in runtime or ["eager"] for name in given.split(",")]
-    report = benchmark.run(
+    report = compare.run(
         with_accuracy(parse(networks, width=width), _accuracies(accuracy or [])),
         Setup(
             device=device, precision=precision, storage=storage, compute=compute, batch=batch, size=size,
@@ -182,7 +183,7 @@ def _notes(report: Any) -> list[str]:
 
 
 def _figure(report: Any) -> Any:
-    from kerneldna import pareto
+    from kerneldna.figures import pareto
 
     setup = report.setup
     batch = setup.large or 1

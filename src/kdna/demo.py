@@ -22,8 +22,8 @@ def demo(
     """Train a plain and a KernelDNA ResNet18 on scanned digits; fuse, export, compare; write report.html."""
     from rich.console import Console
 
-    from kerneldna import summary
-    from kerneldna.report import report
+    from kerneldna.report import summary
+    from kerneldna.report.page import report
 
     _require("onnx", "onnxscript", "onnxruntime")
     console = Console(highlight=False)
@@ -59,10 +59,11 @@ class _Outcome:
 
 def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: bool) -> _Outcome:
     import kerneldna as kd
-    from kerneldna import checkpoint, summary
-    from kerneldna.recipe import load_recipe
-    from kerneldna.runs import RunFolder
-    from kerneldna.training import evaluate, train
+    from kerneldna import checkpoint
+    from kerneldna.recipes.recipe import load_recipe
+    from kerneldna.report import summary
+    from kerneldna.training.run_folder import RunFolder
+    from kerneldna.training.trainer import evaluate, train
 
     recipe = load_recipe(name, overrides=[] if epochs is None else [f"schedule.epochs={epochs}"])
     folder = RunFolder(path)

@@ -30,9 +30,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a trained network, or an exported file, on the validation images of its recipe."""
     import kerneldna as kd
-    from kerneldna.recipe import load_recipe
-    from kerneldna.runs import RunFolder
-    from kerneldna.training import evaluate
+    from kerneldna.recipes.recipe import load_recipe
+    from kerneldna.training.run_folder import RunFolder
+    from kerneldna.training.trainer import evaluate
 
     folder = RunFolder(run)
     folder.recipe()

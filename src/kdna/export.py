@@ -47,11 +47,11 @@ def export(
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
     import kerneldna as kd
-    from kerneldna.detectors import BackboneImages
-    from kerneldna.headline import headline
+    from kerneldna.detection.detectors import BackboneImages
     from kerneldna.registry import runtimes
-    from kerneldna.runs import model_folder, recipe_of
-    from kerneldna.training import calibration_images
+    from kerneldna.training.accuracy import headline
+    from kerneldna.training.run_folder import model_folder, recipe_of
+    from kerneldna.training.trainer import calibration_images
 
     path = out or run / f"{part or 'model'}{runtimes.get(runtime).suffix}"
     model = kd.load(model_folder(run))

@@ -34,11 +34,11 @@ def fuse(
     import copy
 
     import kerneldna as kd
-    from kerneldna.convert import network_of, state_of
-    from kerneldna.detectors import BackboneImages
-    from kerneldna.headline import headline
-    from kerneldna.runs import model_folder, recipe_of
-    from kerneldna.training import calibration_images
+    from kerneldna.conversion.convert import network_of, state_of
+    from kerneldna.detection.detectors import BackboneImages
+    from kerneldna.training.accuracy import headline
+    from kerneldna.training.run_folder import model_folder, recipe_of
+    from kerneldna.training.trainer import calibration_images
 
     model = kd.load(model_folder(run))
     recipe = recipe_of(run)

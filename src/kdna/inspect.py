@@ -23,7 +23,7 @@ def inspect(
     import yaml
 
     import kerneldna as kd
-    from kerneldna.runs import model_folder
+    from kerneldna.training.run_folder import model_folder
 
     options = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in set_ or [])}
     if Path(model).is_dir():

@@ -15,7 +15,7 @@ def listing(
     """List the names that the other commands take."""
     from kerneldna import registry
     from kerneldna.models import list_models
-    from kerneldna.recipe import list_recipes
+    from kerneldna.recipes.recipe import list_recipes
 
     if kind not in KINDS:
         raise ValueError(registry.suggest("kind", kind, KINDS))

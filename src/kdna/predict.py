@@ -34,8 +34,8 @@ def predict(
     holds label, score and box of each object by file name; it is not COCO's format of results.
     """
     import kerneldna as kd
-    from kerneldna.prediction import predict
-    from kerneldna.runs import model_folder
+    from kerneldna.detection.prediction import predict
+    from kerneldna.training.run_folder import model_folder
 
     if model is not None and model.is_file():
         raise ValueError(f"--model '{model}' is a file; give a model folder, such as kdna fuse writes")

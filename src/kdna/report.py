@@ -29,9 +29,10 @@ def report(
     """Compare finished runs on one interactive HTML page that needs nothing beside it."""
     from dataclasses import replace
 
-    from kerneldna import checkpoint, summary
+    from kerneldna import checkpoint
     from kerneldna.progress import bar
-    from kerneldna.report import report as write
+    from kerneldna.report import summary
+    from kerneldna.report.page import report as write
 
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}; each network must be timed once or more, or give --no-time")
@@ -70,8 +71,8 @@ def report(
 
 def _rows(items: list[str]) -> dict[str, list[Any]]:
     """Return the folders of each row of the report by its label, in the order of the first of each."""
-    from kerneldna.runs import RunFolder
-    from kerneldna.summary import group_seeds, open_finished
+    from kerneldna.report.summary import group_seeds, open_finished
+    from kerneldna.training.run_folder import RunFolder
 
     labelled: dict[str | None, list[RunFolder]] = {}
     order: list[RunFolder] = []

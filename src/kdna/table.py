@@ -115,7 +115,7 @@ def _network(number: int, row: dict[str, str]) -> tuple[str, Any]:
 def _count_classifier(backbone: str, method: Any) -> dict[str, int]:
     import torch
 
-    from kerneldna.convert import describe, plan
+    from kerneldna.conversion.convert import describe, plan
     from kerneldna.models import create_model
 
     with torch.device("meta"):
@@ -127,8 +127,9 @@ def _count_classifier(backbone: str, method: Any) -> dict[str, int]:
 def _count_detector(backbone: str, method: Any) -> dict[str, int]:
     import torch
 
-    from kerneldna import detectors, surgery
+    from kerneldna.detection import detectors
     from kerneldna.models import create_model
+    from kerneldna.network import surgery
 
     with torch.device("meta"):
         network = create_model(backbone, method=method)

@@ -25,8 +25,8 @@ def train(
     devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "auto",
 ) -> dict[str, Any]:
     """Train a network by a recipe; leave a run folder with its metrics, checkpoint and model."""
-    from kerneldna.recipe import load_recipe
-    from kerneldna.training import train
+    from kerneldna.recipes.recipe import load_recipe
+    from kerneldna.training.trainer import train
 
     overrides = [*(set_ or []), *([f"data.source={data}"] if data else [])]
     chosen = load_recipe(recipe, overrides=overrides)

@@ -8,17 +8,17 @@ A child is a convolution whose kernel is its parent's times two small learnt ten
 from importlib.metadata import version
 
 from kerneldna.checkpoint import load, save
-from kerneldna.child import ChildConv2d, ChildLinear
-from kerneldna.convert import Description, Method, convert_, describe, plan, plan_of
-from kerneldna.detectors import create_detector
-from kerneldna.dynamic import step_schedules
-from kerneldna.export import Exported, export, load_exported
-from kerneldna.fuse import fuse_
-from kerneldna.hydrate import hydrate
-from kerneldna.inference import Fast, speed_up
+from kerneldna.conversion.convert import Description, Method, convert_, describe, plan, plan_of
+from kerneldna.conversion.plan import Family, Plan
+from kerneldna.deploy.expand import hydrate
+from kerneldna.deploy.export import Exported, export, load_exported
+from kerneldna.deploy.fuse import fuse_
+from kerneldna.deploy.speed_up import Fast, speed_up
+from kerneldna.detection.detectors import create_detector
+from kerneldna.layers.child import ChildConv2d, ChildLinear
+from kerneldna.layers.dynamic import step_schedules
 from kerneldna.methods.kerneldna import KernelDNA
 from kerneldna.models import create_model, list_methods, list_models
-from kerneldna.plan import Family, Plan
 
 __version__ = version("kerneldna")
 __all__ = [

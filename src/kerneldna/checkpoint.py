@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kerneldna.convert import convert_, network_of, state_of
-from kerneldna.detectors import create_detector
+from kerneldna.conversion.convert import convert_, network_of, state_of
+from kerneldna.conversion.plan import Plan
+from kerneldna.deploy.fuse import fuse_as_
+from kerneldna.detection.detectors import create_detector
 from kerneldna.files import atomic, write_json
-from kerneldna.fuse import fuse_as_
 from kerneldna.models import create_model
-from kerneldna.plan import Plan
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

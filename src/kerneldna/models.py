@@ -10,12 +10,12 @@ from timm.models import register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from kerneldna import surgery
-from kerneldna.convert import Method, convert_, set_state
+from kerneldna.conversion.convert import Method, convert_, set_state
+from kerneldna.network import surgery
 from kerneldna.registry import methods, suggest
 
 if TYPE_CHECKING:
-    from kerneldna.specs import ModelSpec
+    from kerneldna.recipes.specs import ModelSpec
 
 BACKBONES = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv2_050", "convnext_tiny")
 STEMS = ("default", "small")

@@ -74,6 +74,6 @@ class Registry:
 
 
 methods = Registry("method", "kerneldna.methods")
-datasets = Registry("dataset", "kerneldna.datasets")
-tasks = Registry("task", "kerneldna.tasks")
-runtimes = Registry("runtime", "kerneldna.runtimes")
+datasets = Registry("dataset", "kerneldna.data.datasets")
+tasks = Registry("task", "kerneldna.training.tasks")
+runtimes = Registry("runtime", "kerneldna.deploy.runtimes")

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kerneldna as kd
 from kerneldna.analysis.cka import feature_cka, kernel_cka, linear_cka
-from kerneldna.features import features_of
-from kerneldna.hsic import cka_at_once, cka_over_batches
+from kerneldna.analysis.features import features_of
+from kerneldna.analysis.hsic import cka_at_once, cka_over_batches
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_wrong_features(model, images, options, message):
 def test_batches_agree_with_all_images_at_once(data_dir):
     from torchvision.transforms.functional import to_tensor
 
-    from kerneldna.data import open_data
+    from kerneldna.data.dataset import open_data
 
     model = kd.create_model("resnet18", method="kerneldna", width=0.25, num_classes=10, stem="small")
     val = open_data(str(data_dir / "cifar10")).val

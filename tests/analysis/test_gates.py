@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kerneldna as kd
 from kerneldna.analysis.gates import gate_statistics
-from kerneldna.calibrate import gates_of
+from kerneldna.deploy.calibrate import gates_of
 
 LABELS = torch.tensor([0, 2, 2, 0, 2, 0, 2])
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import kdna
 import kerneldna as kd
-from kerneldna.prediction import detect, find_images, predict, read_image
+from kerneldna.detection.prediction import detect, find_images, predict, read_image
 
 EXIF_ORIENTATION = 0x0112
 

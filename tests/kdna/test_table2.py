@@ -11,9 +11,9 @@ pytest.importorskip("lightning", reason="needs kerneldna[train]")
 from typer.testing import CliRunner
 
 import kdna
-from kerneldna.detectors import create_detector
+from kerneldna.detection.detectors import create_detector
 from kerneldna.models import create_model
-from kerneldna.recipe import list_recipes
+from kerneldna.recipes.recipe import list_recipes
 
 METHODS = {"base": None, "dyconv": "dyconv", "odconv": "odconv", "kw": "kernelwarehouse", "kdna": "kerneldna"}
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import kerneldna as kd
-from kerneldna import surgery
 from kerneldna.methods.kernelwarehouse import KernelWarehouse, Warehouse, WarehouseConv2d
+from kerneldna.network import surgery
 
 # spec of the published configurations: cell (out, in), cells, attention parameters, MACs of the mixing
 RESNET18 = [

@@ -3,7 +3,7 @@
     kernel_cka(model)                      layers x layers, from the weights alone
     feature_cka(model, loader, plain)      layers of one network x layers of another, on images
 
-`kerneldna.heatmap.similarity_figure` draws what they return; `kerneldna.hsic` has the formulas and their sources.
+`kerneldna.figures.heatmap.similarity_figure` draws what they return; `kerneldna.analysis.hsic` has the formulas and their sources.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kerneldna import surgery
-from kerneldna.calibrate import Batches, batches
-from kerneldna.convert import input_size_of
-from kerneldna.convolutions import convolutions_of
-from kerneldna.features import POSITIONS, features_of
-from kerneldna.hsic import SAMPLES, centred_gram, cka_at_once, cka_over_batches, hsic, linear_cka, ratio
+from kerneldna.analysis.features import POSITIONS, features_of
+from kerneldna.analysis.hsic import (
+    SAMPLES,
+    centred_gram,
+    cka_at_once,
+    cka_over_batches,
+    hsic,
+    linear_cka,
+    ratio,
+)
+from kerneldna.conversion.convert import input_size_of
+from kerneldna.deploy.calibrate import Batches, batches
+from kerneldna.network import surgery
+from kerneldna.network.convolutions import convolutions_of
+from kerneldna.network.surgery import InputSize
 from kerneldna.registry import suggest
-from kerneldna.surgery import InputSize
 
 __all__ = ["Similarity", "feature_cka", "kernel_cka", "linear_cka"]
 ACROSS = ("interpolate", "equal")

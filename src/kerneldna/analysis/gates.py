@@ -1,7 +1,7 @@
 """Whether a child's dynamic gate is dynamic: how its channels differ between images and between classes.
 
 A gate that is nearly the same for every image costs its two small layers and gives nothing: `fuse_(mode="throughput")` replaces it
-by its mean. `kerneldna.heatmap.gate_figure` draws the means of one child, classes x channels.
+by its mean. `kerneldna.figures.heatmap.gate_figure` draws the means of one child, classes x channels.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kerneldna import surgery
-from kerneldna.calibrate import batches, gates_of, watching
+from kerneldna.deploy.calibrate import batches, gates_of, watching
+from kerneldna.network import surgery
 from kerneldna.progress import bar
 
 CONSTANT = 0.01  # a channel's gate that deviates less than this over images, of 0-1, is nearly constant

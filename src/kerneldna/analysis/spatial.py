@@ -1,6 +1,7 @@
 """What children learnt over the positions of their parent's kernel (KernelDNA, arXiv 2503.23379, Fig. 7); how far apart they are.
 
-`kerneldna.plots.attention_maps` draws the children of one parent side by side, `kerneldna.heatmap.distance_figure` the distances.
+`kerneldna.figures.style.attention_maps` draws the children of one parent side by side, `kerneldna.figures.heatmap.distance_figure`
+the distances.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kerneldna import surgery
-from kerneldna.convert import plan_of
+from kerneldna.conversion.convert import plan_of
+from kerneldna.network import surgery
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import check_options, full_precision
-from kerneldna.plan import Change, Plan
+from kerneldna.conversion.plan import Change, Plan
+from kerneldna.layers.dynamic import check_options, full_precision
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
-from kerneldna.surgery import InputSize
 
 _MIN_HIDDEN = 2
 
@@ -60,8 +60,8 @@ class CBAM:
         """Find the end of every block's branch."""
         size = f"{self.kernel_size}x{self.kernel_size}"
         changes = []
-        for end in layers.branch_ends(skeleton, traced):
-            channels = layers.out_channels_of(surgery.get(skeleton, end))
+        for end in survey.branch_ends(skeleton, traced):
+            channels = survey.out_channels_of(surgery.get(skeleton, end))
             hidden = max(_MIN_HIDDEN, channels // self.reduction)
             gates = f"a channel gate {channels} -> {hidden} -> {channels} and a {size} spatial gate"
             changes.append(Change(end, f"followed by {gates}"))
@@ -71,9 +71,9 @@ class CBAM:
         """Put the gates behind each layer."""
         for change in plan.changes:
             before = surgery.get(model, change.name)
-            channels, last = layers.out_channels_of(before), layers.is_channels_last(before)
+            channels, last = survey.out_channels_of(before), survey.is_channels_last(before)
             gate = CBAMGate(change.name, channels, options=self, channels_last=last)
-            layers.put_behind_(model, change.name, gate)
+            survey.put_behind_(model, change.name, gate)
 
 
 class CBAMGate(nn.Module):

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import DynamicLayer, full_precision
-from kerneldna.layers import Convolution
-from kerneldna.plan import Change, Plan, Skip
+from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.layers.dynamic import DynamicLayer, full_precision
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
+from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods
-from kerneldna.surgery import InputSize
 
 _SPLIT = 16
 
@@ -55,7 +55,7 @@ class CGC:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the dense convolutions larger than 1x1."""
-        found = layers.survey(skeleton, traced)
+        found = survey.survey(skeleton, traced)
         changes, skipped = [], list(found.skipped)
         for conv in found.convolutions:
             if reason := self._why_static(conv):
@@ -72,7 +72,7 @@ class CGC:
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
         for change in plan.changes:
-            replaced = layers.get(model, change.name)
+            replaced = survey.get(model, change.name)
             if not isinstance(replaced, nn.Conv2d):
                 raise ValueError(
                     f"{change.name!r} is a Linear, not a convolution; the plan was made for another network"

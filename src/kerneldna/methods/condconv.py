@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import (
+from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
     check_options,
@@ -24,10 +24,10 @@ from kerneldna.dynamic import (
     full_precision,
     mix,
 )
-from kerneldna.layers import Survey
-from kerneldna.plan import Change, Plan, Skip
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
+from kerneldna.network.survey import Survey
 from kerneldna.registry import methods
-from kerneldna.surgery import InputSize
 
 
 @methods.register("condconv")
@@ -67,7 +67,7 @@ class CondConv:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the convolutions on the main path of the last blocks, and the classifier."""
-        found = layers.survey(skeleton, traced)
+        found = survey.survey(skeleton, traced)
         blocks = _blocks(skeleton, found)
         last = list(blocks)[-self.blocks :]
         inputs = {call.name: call.input for call in traced.calls}
@@ -103,7 +103,7 @@ class CondConv:
         """Replace every layer of the plan, then put each block inside its `RoutedBlock`."""
         widths: dict[str, int] = {}
         for change in plan.changes:
-            replaced = layers.get(model, change.name)
+            replaced = survey.get(model, change.name)
             if change.group is not None:
                 widths.setdefault(change.group, _in_channels(replaced))
                 name = f"{change.group}.block{change.name[len(change.group) :]}"
@@ -235,7 +235,7 @@ def _blocks(model: nn.Module, found: Survey) -> Mapping[str, Mapping[str, ConvOr
     """Return the layers on the main path of every block; without blocks, each convolution behind the stem as its own."""
     blocks: dict[str, dict[str, ConvOrLinear]] = {}
     for conv in found.convolutions:
-        layer = layers.get(model, conv.name)
+        layer = survey.get(model, conv.name)
         if conv.block is not None and conv.role == "block":
             blocks.setdefault(conv.block.name, {})[conv.name] = layer
         elif not found.blocks and conv.role == "between" and isinstance(layer, nn.Conv2d):

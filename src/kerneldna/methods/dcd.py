@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import ConvOrLinear, DynamicLayer, check_options, full_precision
-from kerneldna.layers import Convolution
-from kerneldna.plan import Change, Plan, Skip
+from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.layers.dynamic import ConvOrLinear, DynamicLayer, check_options, full_precision
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
+from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods, suggest
-from kerneldna.surgery import InputSize
 
 BLOCKS = ("basic", "bottleneck", "inverted")
 _MIN_WIDTH = 4
@@ -68,12 +68,12 @@ class DCD:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the convolutions of the blocks, and the classifier."""
-        found = layers.survey(skeleton, traced)
+        found = survey.survey(skeleton, traced)
         for name in self.static:
             surgery.get(skeleton, name)
         changes, skipped = [], list(found.skipped)
         for conv in found.convolutions:
-            layer = layers.get(skeleton, conv.name)
+            layer = survey.get(skeleton, conv.name)
             if reason := self._why_static(conv, layer):
                 skipped.append(Skip(conv.name, reason))
             else:
@@ -92,7 +92,7 @@ class DCD:
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every layer of the plan."""
         for change in plan.changes:
-            replaced = layers.get(model, change.name)
+            replaced = survey.get(model, change.name)
             if change.group is None:
                 layer = DCDConv2d(change.name, replaced, options=self)
             elif isinstance(replaced, nn.Linear):

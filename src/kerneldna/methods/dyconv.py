@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import (
+from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
     Schedule,
@@ -27,9 +27,9 @@ from kerneldna.dynamic import (
     full_precision,
     mix,
 )
-from kerneldna.plan import Change, Plan, Skip
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
-from kerneldna.surgery import InputSize
 
 _MIN_HIDDEN = 2
 
@@ -77,7 +77,7 @@ class DYConv:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the convolutions to replace: all but the stem, those of shortcuts too."""
-        found = layers.survey(skeleton, traced)
+        found = survey.survey(skeleton, traced)
         stem = [Skip(conv.name, "a stem stays static") for conv in found.convolutions if conv.role == "stem"]
         changes = [
             Change(conv.name, f"DY-Conv of {self.num_kernels} kernels")
@@ -89,7 +89,7 @@ class DYConv:
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
         for change in plan.changes:
-            replaced = layers.get(model, change.name)
+            replaced = survey.get(model, change.name)
             layer = DYConv2d(change.name, replaced, options=self)
             surgery.replace_(model, change.name, layer.train(replaced.training))
 

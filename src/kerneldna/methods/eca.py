@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import full_precision
-from kerneldna.plan import Change, Plan
+from kerneldna.conversion.plan import Change, Plan
+from kerneldna.layers.dynamic import full_precision
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
-from kerneldna.surgery import InputSize
 
 _DEFAULT_SIZE = 3
 
@@ -59,11 +59,11 @@ class ECA:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the end of every block's branch."""
-        ends = layers.branch_ends(skeleton, traced)
+        ends = survey.branch_ends(skeleton, traced)
         self._check_stages(ends)
         changes = []
         for end in ends:
-            size = self._size(end, layers.out_channels_of(surgery.get(skeleton, end)))
+            size = self._size(end, survey.out_channels_of(surgery.get(skeleton, end)))
             changes.append(Change(end, f"followed by a gate of kernel size {size}"))
         return Plan(self.name, self.options(), input_size, tuple(changes))
 
@@ -71,9 +71,9 @@ class ECA:
         """Put each gate behind its layer."""
         for change in plan.changes:
             before = surgery.get(model, change.name)
-            size = self._size(change.name, layers.out_channels_of(before))
-            layers.put_behind_(
-                model, change.name, ECAGate(size, channels_last=layers.is_channels_last(before))
+            size = self._size(change.name, survey.out_channels_of(before))
+            survey.put_behind_(
+                model, change.name, ECAGate(size, channels_last=survey.is_channels_last(before))
             )
 
     def _check_stages(self, ends: Sequence[str]) -> None:

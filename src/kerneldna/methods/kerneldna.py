@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from kerneldna import pattern, stages, surgery
-from kerneldna.attention import NORMS, Gate
-from kerneldna.child import ChildConv2d, ChildLinear
-from kerneldna.lookahead import stage_gates
-from kerneldna.modulation import MODULATIONS
-from kerneldna.plan import Change, Plan, Stage
+from kerneldna.conversion import pattern, stages
+from kerneldna.conversion.plan import Change, Plan, Stage
+from kerneldna.layers.attention import NORMS, Gate
+from kerneldna.layers.child import ChildConv2d, ChildLinear
+from kerneldna.layers.lookahead import stage_gates
+from kerneldna.layers.modulation import MODULATIONS
+from kerneldna.network import surgery
+from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods, suggest
-from kerneldna.surgery import InputSize
 
 GATES = ("child", "stage")
 
@@ -41,11 +42,11 @@ class KernelDNA:
             gate is that of squeeze-and-excitation (arXiv 1709.01507).
         gate: "child" as published: every child computes its gate from its own input. "stage": the first child of a stage computes
             the gates of all from its input, so that a stage has one pooling and one small network, of hidden width channels //
-            reduction of the first child (`kerneldna.lookahead`).
+            reduction of the first child (`kerneldna.layers.lookahead`).
         modulation: What a child multiplies its parent's kernel by: "paper" (spatial and filter attention); "position", a factor an
             output channel and position; "position_input", that and one an input channel; "low_rank", spatial attention and a
             low-rank factor over the channels. A BatchNorm behind the layer cancels the paper's filter attention, not these
-            (`kerneldna.modulation`). All fold away at inference.
+            (`kerneldna.layers.modulation`). All fold away at inference.
         rank: Of the modulation "low_rank".
         gate_drop_rate: Share of training images, 0-1, for which a child's gate is replaced by the batch's mean gate: one training
             for both modes. Running means are kept, so `fuse_(mode="throughput")` needs no calibration data. 0 as published.

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import (
+from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
     Schedule,
@@ -30,8 +30,8 @@ from kerneldna.dynamic import (
     full_precision,
     kernel_shape,
 )
-from kerneldna.layers import Convolution
-from kerneldna.plan import Change, Plan, Skip
+from kerneldna.network import surgery, survey
+from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods
 
 
@@ -99,7 +99,7 @@ class KernelWarehouse:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: surgery.InputSize) -> Plan:
         """Give every convolution its warehouse."""
-        found = layers.survey(skeleton, traced)
+        found = survey.survey(skeleton, traced)
         for name in self.static:
             surgery.get(skeleton, name)
         reasons = {conv.name: self._why_static(conv) for conv in found.convolutions}
@@ -266,7 +266,7 @@ def _by_warehouse(model: nn.Module, members: Mapping[str, str]) -> dict[str, dic
     """Return the layers of each warehouse by name."""
     groups: dict[str, dict[str, ConvOrLinear]] = {}
     for name, group in members.items():
-        groups.setdefault(group, {})[name] = layers.get(model, name)
+        groups.setdefault(group, {})[name] = survey.get(model, name)
     return groups
 
 

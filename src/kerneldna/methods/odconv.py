@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna import layers, surgery
-from kerneldna.dynamic import (
+from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
     Schedule,
@@ -27,9 +27,9 @@ from kerneldna.dynamic import (
     full_precision,
     mix,
 )
-from kerneldna.plan import Change, Plan, Skip
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
-from kerneldna.surgery import InputSize
 
 _MIN_HIDDEN = 16
 
@@ -79,7 +79,7 @@ class ODConv:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the convolutions to replace: all but the stem and the shortcuts, unless asked for."""
-        found = layers.survey(skeleton, traced)
+        found = survey.survey(skeleton, traced)
         static = {"stem": not self.stem, "shortcut": not self.shortcuts}
         changes, skipped = [], list(found.skipped)
         for conv in found.convolutions:
@@ -92,7 +92,7 @@ class ODConv:
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
         for change in plan.changes:
-            replaced = layers.get(model, change.name)
+            replaced = survey.get(model, change.name)
             layer = ODConv2d(change.name, replaced, options=self)
             surgery.replace_(model, change.name, layer.train(replaced.training))
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from kerneldna import layers, surgery
-from kerneldna.attention import ChannelAttention
-from kerneldna.dynamic import check_options
-from kerneldna.plan import Change, Plan
+from kerneldna.conversion.plan import Change, Plan
+from kerneldna.layers.attention import ChannelAttention
+from kerneldna.layers.dynamic import check_options
+from kerneldna.network import surgery, survey
+from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
-from kerneldna.surgery import InputSize
 
 
 @methods.register("se")
@@ -50,8 +50,8 @@ class SE:
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the end of every block's branch."""
         changes = []
-        for end in layers.branch_ends(skeleton, traced):
-            channels = layers.out_channels_of(surgery.get(skeleton, end))
+        for end in survey.branch_ends(skeleton, traced):
+            channels = survey.out_channels_of(surgery.get(skeleton, end))
             hidden = self._hidden(channels)
             changes.append(Change(end, f"followed by a gate {channels} -> {hidden} -> {channels}"))
         return Plan(self.name, self.options(), input_size, tuple(changes))
@@ -60,12 +60,12 @@ class SE:
         """Put each gate behind its layer."""
         for change in plan.changes:
             before = surgery.get(model, change.name)
-            channels, last = layers.out_channels_of(before), layers.is_channels_last(before)
+            channels, last = survey.out_channels_of(before), survey.is_channels_last(before)
             gate = ChannelAttention(channels, self._hidden(channels), norm="none", channels_last=last)
             # opposite units: whatever comes in, the ReLU lets one of the two through, also in a hidden layer of two
             with torch.no_grad():
                 gate.fc1.weight[1] = -gate.fc1.weight[0]
-            layers.put_behind_(model, change.name, gate)
+            survey.put_behind_(model, change.name, gate)
 
     def _hidden(self, channels: int) -> int:
         return max(2, channels // self.reduction)

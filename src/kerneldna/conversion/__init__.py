@@ -1,0 +1,1 @@
+"""From "FS-SF-SF" to a changed network: patterns, stages, the plan, and carrying it out."""

@@ -1,0 +1,188 @@
+"""The three verbs: `plan` what a method would change in a network, `convert_` it, `describe` what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from kerneldna.conversion.plan import Plan, Size, shape_text, size_rows, size_table
+from kerneldna.network import surgery
+from kerneldna.network.surgery import InputSize
+from kerneldna.registry import methods
+
+_STATE = "_kerneldna"
+
+
+class Method(Protocol):
+    """What a method is: a frozen value of options that lays out its changes on a network and applies them."""
+
+    name: ClassVar[str]
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that make this method again, as JSON takes them."""
+        ...
+
+    def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
+        """Return the plan for a network (given on the meta device, with one traced run), its sizes left open."""
+        ...
+
+    def apply_(self, model: nn.Module, plan: Plan) -> None:
+        """Carry the plan out on `model`, in place."""
+        ...
+
+
+def plan(model: nn.Module, method: Method, *, input_size: InputSize | None = None) -> Plan:
+    """Lay out what `method` would change in `model`, without touching it.
+
+    Args:
+        model: Any convolutional network.
+        method: For example `KernelDNA(patterns={"layer4": "FS-SF"})`.
+        input_size: `(C, H, W)` of one image; by default what the network says itself, else 224 x 224.
+
+    Returns:
+        The plan: print it to see parents, children, what was left out and why, and the sizes before and after.
+
+    Raises:
+        ValueError: If the network is converted already, or the method does not fit it.
+
+    Example:
+        >>> print(plan(model, KernelDNA(patterns={"layer4": "FS-SF"})))  # doctest: +SKIP
+    """
+    if (state := state_of(model)).get("plan"):
+        raise ValueError(
+            f"this {type(model).__name__} is converted already (method {state['plan']['method']!r}); plan on the network "
+            "as it was before"
+        )
+    if isinstance(model, nn.DataParallel):
+        raise ValueError("nn.DataParallel was given; convert model.module and use DistributedDataParallel")
+    skeleton = surgery.skeleton(model)
+    size = input_size or input_size_of(model)
+    traced = surgery.trace(skeleton, size)
+    before = _size(skeleton, traced.macs)
+    laid = method.lay_out(skeleton, traced, input_size=size)
+    method.apply_(skeleton, laid)
+    after = _size(skeleton, surgery.trace(skeleton, size).macs)
+    return replace(laid, before=before, after=after)
+
+
+def convert_(
+    model: nn.Module, plan_or_method: Plan | Method, *, input_size: InputSize | None = None
+) -> nn.Module:
+    """Change `model` in place as planned; weights are kept.
+
+    A KernelDNA child starts as a copy of its parent's kernel; what a plan adds (blocks, kernels of the peers) starts untrained.
+
+    Args:
+        model: The network the plan was made for, or one built alike.
+        plan_or_method: A plan, or a method to plan with first.
+        input_size: As for `plan`, when a method is given.
+
+    Returns:
+        The same `model`.
+
+    Raises:
+        ValueError: If the plan does not fit; the model is then untouched.
+    """
+    laid = plan_or_method
+    if not isinstance(laid, Plan):
+        laid = plan(model, laid, input_size=input_size)
+    elif state_of(model).get("plan") or surgery.parameters_of(model) != laid.before.parameters:
+        raise ValueError(
+            f"the plan was made for a network of {laid.before.parameters:,} parameters, this {type(model).__name__} has "
+            f"{surgery.parameters_of(model):,}; plan on the network that is to be converted, before it is"
+        )
+    method = methods.get(laid.method)(**laid.options)
+    training = model.training
+    method.apply_(model, laid)
+    set_state(model, plan=laid.to_dict())
+    return model.train(training)
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """Return the plan that `model` was converted with, None for a network as it was."""
+    data = state_of(network_of(model)).get("plan")
+    return None if data is None else Plan.from_dict(data)
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """Return the convolutional network that `model` is, or that a detector has as its backbone."""
+    inside = state_of(model).get("network")
+    return model if inside is None else surgery.get(model, inside)
+
+
+def input_size_of(model: nn.Module) -> InputSize:
+    """Return the `(C, H, W)` of one image: of the plan, of the creation by name, or what the network says itself."""
+    state = state_of(model)
+    noted = state.get("plan", {}).get("input_size") or state.get("input_size")
+    if noted is None:
+        return surgery.input_size_of(model)
+    channels, height, width = noted
+    return channels, height, width
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Return what this library noted on `model`: plain data (how it was made, its plan, whether it is fused)."""
+    return dict(getattr(model, _STATE, {}))
+
+
+def set_state(model: nn.Module, **entries: Any) -> None:
+    """Add entries to what this library noted on `model`."""
+    setattr(model, _STATE, {**state_of(model), **entries})
+
+
+@dataclass(frozen=True)
+class Description:
+    """The size of a network, and of what it was before its conversion; prints as a table.
+
+    Attributes:
+        method: The method's name, None for a plain network.
+        size: Of the network as it is.
+        before: Of the network before its conversion, None for a plain one.
+        input_size: `(C, H, W)` of the image the MACs are counted for.
+        layers: How many modules of each class it has.
+        part: What the MACs are those of, where it is not the whole: "the backbone" of a detector.
+    """
+
+    method: str | None
+    size: Size
+    before: Size | None
+    input_size: tuple[int, int, int]
+    layers: Mapping[str, int]
+    part: str = ""
+
+    def __str__(self) -> str:
+        if self.before is None:
+            lines = size_table(size_rows(self.size), ("",))
+        else:
+            lines = size_table(size_rows(self.before, self.size), ("before", self.method or "now"))
+        what = f"multiply-accumulates of {self.part}" if self.part else "multiply-accumulates"
+        return "\n".join([*lines, f"MACs: {what} for one {shape_text(self.input_size)} image"])
+
+
+def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Description:
+    """Count the parameters, stored bytes and multiply-accumulates of `model`; for a converted one, also before.
+
+    Args:
+        model: Any convolutional network, or a detector: its MACs are those of its backbone, since those of its heads depend on
+            what they find.
+        input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
+    """
+    laid = plan_of(model)
+    network = network_of(model)
+    size = input_size or input_size_of(network)
+    whole = surgery.skeleton(model)
+    layers: dict[str, int] = {}
+    for module in model.modules():
+        if not any(module.children()):
+            layers[type(module).__name__] = layers.get(type(module).__name__, 0) + 1
+    before = laid.before if laid and size == laid.input_size and network is model else None
+    counted = _size(whole, surgery.trace(network_of(whole), size).macs)
+    part = "" if network is model else "the backbone"
+    return Description(laid and laid.method, counted, before, size, layers, part)
+
+
+def _size(model: nn.Module, macs: int) -> Size:
+    return Size(surgery.parameters_of(model), surgery.bytes_of(model), macs)

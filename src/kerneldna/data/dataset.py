@@ -1,0 +1,96 @@
+"""What a data set is, and opening one by name or path.
+
+data = open_data("digits")
+image, label = data.train[0]        # a PIL image, a class index
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from kerneldna.registry import datasets
+
+
+class ImageSplit(Protocol):
+    """Labelled images, read one at a time; what a label is depends on the task."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, Any]:
+        """Read image `index`: the RGB image and its class, or the objects in it (`kerneldna.data.instances.Objects`)."""
+        ...
+
+    def describe(self, index: int, /) -> str:
+        """Name image `index` for messages: its path, or "train[17]"."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set.
+
+    Attributes:
+        name: Its name.
+        classes: Its classes in the order of their numbers.
+        train: The training images.
+        val: The validation images.
+        faults: A line for each way in which its lists and its files disagree, with the count and some names.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSplit
+    val: ImageSplit
+    faults: tuple[str, ...] = ()
+
+
+class ArraySplit:
+    """Images that lie in memory.
+
+    Args:
+        name: The split's name, for messages.
+        pixels: `(N, H, W, 3)`, 0-255. A tensor, as torch hands tensors to workers without copying them.
+        labels: `(N,)`, the class of each image.
+    """
+
+    def __init__(self, name: str, *, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        self.name = name
+        self.pixels = pixels.to(torch.uint8)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[index].numpy()), int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        """Name image `index`."""
+        return f"{self.name}[{index}]"
+
+
+def open_data(source: str) -> ImageData:
+    """Open the data set that `source` names.
+
+    Args:
+        source: A name, a folder or a hub name; each file of `kerneldna.data.datasets` says in its `form` which
+            sources it opens, and the error for an unknown source lists them.
+
+    Raises:
+        ValueError: If no data set understands `source`.
+    """
+    if source.startswith("~"):
+        source = str(Path(source).expanduser())
+    members = [datasets.get(name) for name in datasets.names()]
+    for member in members:
+        if member.matches(source):
+            return member.open(source)
+    forms = "".join(f"\n  {member.form}" for member in members)
+    raise ValueError(f"no data set at {source!r}; data.source can be{forms}")

@@ -1,0 +1,242 @@
+"""`export`: a trained network or detector as a file for another runtime, compared with PyTorch before it is put in place."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from kerneldna.conversion.convert import input_size_of, network_of, state_of
+from kerneldna.deploy import calibrate as calibration
+from kerneldna.deploy import detector_export
+from kerneldna.deploy.calibrate import Batches
+from kerneldna.deploy.fuse import can_fuse, fuse_
+from kerneldna.deploy.runtime import Request, Runtime, check, require
+from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels
+from kerneldna.network import surgery
+from kerneldna.network.surgery import InputSize
+from kerneldna.registry import runtimes
+
+log = logging.getLogger(__name__)
+BATCHES = (1, 2, 7)
+# The largest difference to PyTorch that is let through; rounded weights move outputs, and beyond this something is broken.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.5}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Attributes:
+        path: The file.
+        bytes: Its size, files that belong to it included.
+        difference: The largest difference to PyTorch, as a fraction of the largest output; of a whole detector, the difference
+            that 95 % of its detections keep within, half of them where weights are rounded (`kerneldna.detection.difference`).
+    """
+
+    path: Path
+    bytes: int
+    difference: float
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    runtime: str = "onnx",
+    mode: str = "accuracy",
+    storage: str = "fp32",
+    compute: str = "fp32",
+    calibrate: Batches | None = None,
+    batch: int | None = None,
+    images: Tensor | Sequence[Tensor] | None = None,
+    input_size: InputSize | None = None,
+    opset: int | None = None,
+    part: str | None = None,
+    progress: bool = True,
+) -> Exported:
+    """Write `model` to a file and compare what the file computes with PyTorch, at several batch sizes.
+
+    A network that is not fused is fused first, on a copy. Then the file stores each parent's kernel once and derives its
+    children's while it loads; a network that was fused before has lost that knowledge, and its file is larger.
+
+    A detector of `create_detector` is written whole to ONNX: its file takes one image `(3, H, W)`, 0-1, of any size, and gives
+    `boxes`, `labels`, `scores` and, for Mask R-CNN, `masks`. It is compared detection by detection, since two that nearly tie
+    may change places: 95 % of them, half where weights are rounded, have to keep close to their counterparts in score, box and
+    mask. For the other runtimes, `part="backbone"` writes the backbone with its feature pyramid: images as the detector makes them,
+    `(B, 3, H, W)`, to its maps.
+
+    Args:
+        model: A network in eval mode, any method or none, or a detector.
+        path: The file to write; it is put in place only after the comparison holds.
+        runtime: "onnx", "openvino", "torch_export" or "aot_inductor" (`kdna list runtimes`).
+        mode: "accuracy" keeps the gates, "throughput" folds their means; see `fuse_`.
+        storage: How weights are stored: "fp32", "fp16", or "int8" with one scale an output channel; they are computed with in
+            float all the same.
+        compute: "int8" computes convolutions and matrix products in int8 (static quantization).
+        calibrate: Images, or a loader, for throughput mode and for int8 compute: some hundred training images. For a detector,
+            images as its backbone sees them: `kerneldna.detection.detectors.BackboneImages`.
+        batch: A fixed batch size; by default the batch is dynamic, and compared at 1, 2 and 7.
+        images: Real images to compare on, `(batch or 7, C, H, W)` or more; by default random ones. For a detector a list of images
+            `(3, H, W)`, 0-1, of any size.
+        input_size: `(C, H, W)`; by default that of the plan, or what the network says itself. For a detector's backbone, by
+            default that of the largest lying image.
+        opset: Of ONNX; by default the exporter's own.
+        part: "backbone" for a detector's backbone with its feature pyramid, by default the whole.
+        progress: Show a progress bar while calibrating.
+
+    Returns:
+        The file, its size and its difference to PyTorch.
+
+    Raises:
+        ValueError: If the network is in training mode, an argument is unknown to the runtime, calibration data is missing, the
+            network makes a kernel for each image and no batch is given, or the file's outputs differ from PyTorch's.
+        RuntimeError: If torch does not write the whole detector.
+        ModuleNotFoundError: If the runtime is not installed.
+    """
+    target: type[Runtime] = runtimes.get(runtime)
+    asked = Request(batch is None, storage, compute, (), calibrate, opset, progress)
+    check(target, asked)
+    batches = BATCHES if batch is None else (batch,)
+    path = Path(path)
+    if path.suffix != target.suffix:
+        raise ValueError(f"the file {path.name!r} was given; {runtime} files end in {target.suffix}")
+    if any(module.training for module in model.modules()):
+        raise ValueError("the network is in training mode; call model.eval() before export")
+    if whole := part is None and detector_export.is_detector(model):
+        detector_export.check_whole(runtime, compute=compute, batch=batch, input_size=input_size, opset=opset)
+    network, shown = _shown(model, part, images, input_size, batches)
+    if part is not None and calibrate is not None:
+        asked = replace(asked, calibrate=detector_export.BackboneBatches(calibrate, _size(shown)))
+    fused, shared = _fused(network, mode, calibrate, None if whole else shown[:2], progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        file = Path(folder) / path.name
+        target.write(fused, shown[0] if whole else shown[: batch or 2], file, replace(asked, shared=shared))
+        difference = _difference(target, file, fused, shown, batches, storage)
+        limits = detector_export.TOLERANCES if whole else TOLERANCES
+        limit = limits["int8" if compute == "int8" else storage]
+        if not difference <= limit:
+            of = "in too many detections" if whole else "of the largest output"
+            raise ValueError(
+                f"{runtime} differs from PyTorch by {difference:.1e} {of}, more than {limit:.0e} allows; nothing was written"
+            )
+        written = sorted(Path(folder).iterdir(), key=lambda other: other == file)  # the file itself last
+        total = sum(other.stat().st_size for other in written)
+        for other in written:
+            other.replace(path.parent / other.name)
+    log.info("wrote %s; largest relative difference to PyTorch %.1e", path, difference)
+    return Exported(path, total, difference)
+
+
+def load_exported(
+    path: str | Path, *, runtime: str | None = None, threads: int | None = None, precision: str = "fp32"
+) -> Callable[[Any], Any]:
+    """Open a file that `export` wrote, to run it on the CPU.
+
+    Args:
+        path: The file.
+        runtime: What runs it; by default the first whose files end like this one.
+        threads: How many threads it may use; by default all cores. torch's own runtimes follow `torch.set_num_threads`.
+        precision: "fp32", or "bf16" where the runtime can.
+
+    Returns:
+        A function from images `(B, C, H, W)` to what the network returns; of a whole detector, from a list of images
+        `(3, H, W)`, 0-1, to a list of dictionaries: `boxes (N, 4)`, `labels (N,)`, `scores (N,)`, `masks (N, 1, H, W)`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If no runtime's files end like this one.
+        ModuleNotFoundError: If the runtime is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}; give a file that export wrote")
+    # .pt2 is torch_export's unless said otherwise: an AOTInductor package ends the same
+    known = {runtimes.get(name).suffix: name for name in ("aot_inductor", *reversed(runtimes.names()))}
+    if runtime is None and path.suffix not in known:
+        raise ValueError(
+            f"no runtime's files end in {path.suffix!r}; expected one of {', '.join(sorted(known))}"
+        )
+    target: type[Runtime] = runtimes.get(runtime or known[path.suffix])
+    require(target)
+    return target.open(path, threads=threads, precision=precision)
+
+
+def _shown(
+    model: nn.Module,
+    part: str | None,
+    images: Any,
+    size: InputSize | None,
+    batches: tuple[int, ...],
+) -> tuple[nn.Module, Any]:
+    """Return what is written, and the images that it is compared on: a batch, or for a whole detector a list."""
+    if part is not None:
+        backbone = detector_export.backbone_of(model, part)
+        if size is None:
+            size = _size(images) if isinstance(images, Tensor) else detector_export.backbone_size(model)
+        return backbone, _images(
+            backbone, size, batches, detector_export.backbone_images(model, images, size)
+        )
+    if detector_export.is_detector(model):
+        return model, detector_export.images_of(model, images)
+    return model, _images(model, size or input_size_of(model), batches, images)
+
+
+def _size(images: Tensor) -> InputSize:
+    channels, height, width = images.shape[1:]
+    return channels, height, width
+
+
+def _images(model: nn.Module, size: InputSize, batches: tuple[int, ...], images: Tensor | None) -> Tensor:
+    if images is None:
+        return surgery.probe(model, size, batch=max(batches))
+    if len(images) < max(batches):
+        raise ValueError(f"{len(images)} images were given; the comparison needs {max(batches)}")
+    return images
+
+
+def _fused(
+    model: nn.Module, mode: str, calibrate: Batches | None, probe: Tensor | None, *, progress: bool
+) -> tuple[nn.Module, tuple[SharedKernel, ...]]:
+    """Return a fused copy, and the kernels that it has several copies of."""
+    network = network_of(model)
+    if state_of(network).get("fused") or not can_fuse(network, None if probe is None else _size(probe)):
+        return model, ()
+    means = None
+    if mode == "throughput" and calibration.gates_of(network):
+        means = calibration.tracked_means(network)
+        if calibrate is not None:
+            means = calibration.gate_means(network, calibrate, progress=progress)
+    fused = fuse_(copy.deepcopy(model), mode=mode, calibrate=means, probe=probe, progress=progress)
+    shared = shared_kernels(network, network_of(fused), means)
+    inside = state_of(model).get("network")
+    return fused, shared if inside is None else tuple(_inside(inside, kernel) for kernel in shared)
+
+
+def _inside(network: str, kernel: SharedKernel) -> SharedKernel:
+    """Return `kernel` under its names in a detector, of which `network` is the part."""
+    users = {f"{network}.{name}": factors for name, factors in kernel.users.items()}
+    return SharedKernel(f"{network}.{kernel.name}", kernel.kernel, users)
+
+
+@torch.no_grad()
+def _difference(
+    target: type[Runtime], path: Path, model: nn.Module, images: Any, batches: tuple[int, ...], storage: str
+) -> float:
+    run: Any = target.open(path)
+    if isinstance(images, list):
+        return detector_export.difference(model, run, images, storage)
+    worst = []
+    for count in batches:
+        expected = [leaf.cpu() for leaf in tree_leaves(model(images[:count]))]
+        worst.append(surgery.relative_difference(expected, tree_leaves(run(images[:count].cpu()))))
+    return torch.tensor(worst).max().item()

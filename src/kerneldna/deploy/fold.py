@@ -1,0 +1,164 @@
+"""Conv-BN folding: in eval mode a BatchNorm behind a convolution is a scale and a shift of its output, so it fits into the kernel.
+
+    weight' = weight * gamma / sqrt(var + eps)        bias' = (bias - mean) * gamma / sqrt(var + eps) + beta
+
+Pairs are found by running the network once, not by their names: a pair is a convolution whose output goes into a
+BatchNorm and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.norm_act import FrozenBatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from kerneldna.network import surgery
+from kerneldna.network.surgery import InputSize
+
+_NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution and the BatchNorm behind it, by their qualified names."""
+
+    conv: str
+    norm: str
+
+
+def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
+    """Return the convolutions of `model` that a BatchNorm follows directly, in the order they run.
+
+    Left out are layers that run twice or carry hooks, kernels that another module shares, and subclasses of `nn.Conv2d`
+    that do not use their weight as it is (weight standardisation).
+
+    Args:
+        model: Any network in eval mode.
+        input_size: `(C, H, W)` of one image.
+
+    Raises:
+        ValueError: If the network cannot take such an image.
+    """
+    skeleton = surgery.skeleton(model)
+    watch = _Watch()
+    for name, module in skeleton.named_modules():
+        if isinstance(module, (nn.Conv2d, *_NORMS)):
+            watch.follow(name, module)
+    try:
+        with torch.no_grad(), watch:
+            leaves = tree_leaves(skeleton(surgery.probe(skeleton, input_size)))
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on one image of {input_size}: {error}; pass a probe, images that it takes"
+        ) from error
+    outputs = {id(leaf) for leaf in leaves}
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    pairs = []
+    for norm, source in watch.sources.items():
+        conv = watch.producers.get(id(source))
+        if conv is None or id(source) in outputs or watch.uses[id(source)] != 1:
+            continue
+        names = (conv, norm)
+        layer = surgery.get(model, conv)
+        once = all(watch.calls[name] == 1 and not _hooked(surgery.get(model, name)) for name in names)
+        if once and _uses_its_weight(layer) and owners[id(layer.weight)] == 1:
+            pairs.append(Pair(conv, norm))
+    return tuple(pairs)
+
+
+def scale_of(norm: nn.Module) -> Tensor:
+    """Return what a BatchNorm multiplies its input by in eval mode, `(num_features,)`, in float64."""
+    values: Any = norm
+    scale = (values.running_var.double() + values.eps).rsqrt()
+    return scale if values.weight is None else scale * values.weight.detach().double()
+
+
+def folded(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return a convolution that computes `norm(conv(x))`, and what is left of the norm: its activation, or nothing.
+
+    Args:
+        conv: An `nn.Conv2d`; it is not changed.
+        norm: A BatchNorm in eval mode, with running statistics.
+    """
+    layer: Any = conv
+    values: Any = norm
+    new = copy.copy(layer)
+    new._parameters = dict(layer._parameters)
+    scale = scale_of(norm)
+    # float64: the constants are rounded once
+    weight = layer.weight.detach().double() * scale[:, None, None, None]
+    bias = -values.running_mean.double() * scale
+    if layer.bias is not None:
+        bias = bias + layer.bias.detach().double() * scale
+    if values.bias is not None:
+        bias = bias + values.bias.detach().double()
+    new.weight = nn.Parameter(weight.to(layer.weight.dtype), layer.weight.requires_grad)
+    new.bias = nn.Parameter(bias.to(layer.weight.dtype), layer.weight.requires_grad)
+    return new, _left_of(norm)
+
+
+def _left_of(norm: nn.Module) -> nn.Module:
+    parts = [
+        part for part in norm.children() if not isinstance(part, nn.Identity)
+    ]  # timm's dropout and activation
+    left = nn.Identity() if not parts else parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    return left.train(norm.training)
+
+
+def _uses_its_weight(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv2d) or "weight" not in layer._parameters:
+        return False  # a parametrised weight is computed anew at every call
+    # timm's Conv2dSame pads first, then convolves with its weight
+    return type(layer).forward is nn.Conv2d.forward or type(layer).__name__ == "Conv2dSame"
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+class _Watch(TorchDispatchMode):
+    """Notes which convolution each tensor came out of, which norm took it, and how many operators read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.producers: dict[int, str] = {}
+        self.sources: dict[str, Tensor] = {}
+        self.uses: Counter[int] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._alive: list[Tensor] = []  # an id is a tensor's own only while the tensor lives
+
+    def follow(self, name: str, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(self._made(name))
+        elif getattr(module, "running_var", None) is not None:
+            module.register_forward_pre_hook(self._taken(name))
+
+    def _made(self, name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            self.calls[name] += 1
+            self.producers[id(output)] = name
+            self._alive.append(output)
+
+        return hook
+
+    def _taken(self, name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.calls[name] += 1
+            self.sources[name] = inputs[0]
+
+        return hook
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and id(leaf) in self.producers:
+                self.uses[id(leaf)] += 1
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,209 @@
+"""`fuse_`: turn a trained network into plain PyTorch modules that compute the same, BatchNorm folded in.
+
+Every module of this library that stands for a layer offers `fused()`, the plain modules that compute what it computes in eval mode.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from kerneldna.conversion.convert import input_size_of, network_of, set_state, state_of
+from kerneldna.deploy import calibrate as calibration
+from kerneldna.deploy import fold
+from kerneldna.deploy.calibrate import Batches
+from kerneldna.deploy.fold import Pair
+from kerneldna.network import surgery
+from kerneldna.network.surgery import InputSize
+from kerneldna.registry import suggest
+
+log = logging.getLogger(__name__)
+MODES = ("accuracy", "throughput")
+TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def fuse_(
+    model: nn.Module,
+    *,
+    mode: str = "accuracy",
+    calibrate: Batches | Mapping[str, Tensor] | None = None,
+    recalibrate_norms: bool = False,
+    probe: Tensor | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Materialise every child's kernel and fold every BatchNorm behind a convolution into it, in place.
+
+    In "accuracy" mode a child becomes `nn.Sequential(gate, conv)`: timm's SqueezeExcite with the gate's BatchNorm folded in, and an
+    `nn.Conv2d`; outputs stay. In "throughput" mode each gate is replaced by its mean over calibration data, which folds
+    into the kernel: a plain convolution; outputs move a little, so measure the accuracy. A convolutional network then holds no
+    class of this library, except, in accuracy mode, the gates of `KernelDNA(gate="stage")`. Plain networks and the other methods
+    are folded as far as they have pairs of convolution and BatchNorm.
+
+    Args:
+        model: A network in eval mode; of a detector, its backbone is fused.
+        mode: "accuracy" keeps the dynamic gates, "throughput" replaces them by constants.
+        calibrate: For "throughput": images `(B, C, H, W)`, or a loader of such batches or of (images, labels): some hundred
+            training images. Or the means, as `kerneldna.deploy.calibrate.gate_means` returns them; networks trained with
+            `gate_drop_rate` have them already. For a detector, images as its backbone sees them: `detectors.BackboneImages`.
+        recalibrate_norms: For "throughput": set the BatchNorm statistics anew on the calibration data, which should then be varied
+            as in training.
+        probe: Input to compare on, `(B, C, H, W)`; by default two random images.
+        progress: Show a progress bar while calibrating.
+
+    Returns:
+        The same `model`. `state_of(network_of(model))["fused"]` holds the mode, `difference`, the largest difference that
+            folding made to the outputs, as a fraction of the largest, and for "throughput" `moved`, the same for replacing the
+            gates.
+
+    Raises:
+        ValueError: If the network is in training mode, holds nothing to fuse, or is fused already, or calibration data is
+            missing or not images.
+        RuntimeError: If folding moved the outputs by more than 1e-4 of the largest; the model is then as it was.
+    """
+    whole, model = model, network_of(model)
+    _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
+    x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
+    channels, height, width = x.shape[1:]
+    size = (channels, height, width)
+    if not can_fuse(model, size):
+        raise ValueError(
+            "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
+        )
+    means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
+    before = expected = _outputs(model, x)
+    statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
+    if means is not None:
+        with calibration.constant_gates(model, means):
+            if recalibrate_norms and calibrate is not None and not isinstance(calibrate, Mapping):
+                calibration.recalibrate_norms_(model, calibrate, progress=progress)
+            expected = _outputs(model, x)
+    replaced = _materialise_(model, means)
+    pairs = fold.find_pairs(model, size)
+    replaced = {**_fold_(model, pairs), **replaced}
+    difference = surgery.relative_difference(expected, _outputs(model, x))
+    if not difference <= TOLERANCE:  # also when it is not a number
+        _put_back_(model, replaced, statistics)
+        raise RuntimeError(
+            f"fused outputs differ by {difference:.2e} of the largest output, more than {TOLERANCE:.0e} allows; the model "
+            "was left unfused. Fuse in float32, and check that its outputs are finite"
+        )
+    noted: dict[str, Any] = {"mode": mode, "difference": difference}
+    if means is not None:
+        noted["moved"] = surgery.relative_difference(before, expected)
+    set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
+    log.info(
+        "fused in %s mode, %d norms folded; largest relative output difference %.1e",
+        mode,
+        len(pairs),
+        difference,
+    )
+    return whole
+
+
+def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
+    """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
+    zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
+    _materialise_(model, zeros if noted["mode"] == "throughput" else None)
+    _fold_(model, [Pair(conv, norm) for conv, norm in noted.get("folded", ())])
+    set_state(model, fused=dict(noted))
+
+
+def can_fuse(model: nn.Module, input_size: InputSize | None = None) -> bool:
+    """Whether there is a child to materialise or a BatchNorm to fold in `model`.
+
+    Args:
+        model: A network in eval mode.
+        input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
+    """
+    model = network_of(model)
+    size = input_size or input_size_of(model)
+    return any(map(_stands_for_a_layer, model.modules())) or bool(fold.find_pairs(model, size))
+
+
+def _check(model: nn.Module, mode: str, *, calibrate: Any, recalibrate_norms: bool) -> None:
+    if mode not in MODES:
+        raise ValueError(suggest("mode", mode, MODES))
+    if any(module.training for module in model.modules()):
+        raise ValueError(
+            "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"
+        )
+    if fused := state_of(model).get("fused"):
+        raise ValueError(
+            f"this network is fused already, in {fused['mode']} mode; fuse a copy of the network as it was trained"
+        )
+    if mode == "accuracy" and (calibrate is not None or recalibrate_norms):
+        raise ValueError(
+            "accuracy mode keeps the gates and takes no calibration data; drop it, or pass mode='throughput'"
+        )
+    if recalibrate_norms and (calibrate is None or isinstance(calibrate, Mapping)):
+        raise ValueError(
+            "recalibrate_norms needs images: pass calibrate=, some hundred training images or a loader of them"
+        )
+
+
+def _means(
+    model: nn.Module, calibrate: Batches | Mapping[str, Tensor] | None, *, progress: bool
+) -> Mapping[str, Tensor]:
+    if not calibration.gates_of(model):
+        return {}
+    if isinstance(calibrate, Mapping):
+        return calibrate
+    if calibrate is not None:
+        return calibration.gate_means(model, calibrate, progress=progress)
+    if (tracked := calibration.tracked_means(model)) is not None:
+        return tracked
+    raise ValueError(
+        "throughput mode replaces each gate by its mean over calibration data, and none was given; pass calibrate=, some "
+        "hundred training images or a loader of them (or train with gate_drop_rate, which keeps the means)"
+    )
+
+
+def _stands_for_a_layer(module: nn.Module) -> bool:
+    return hasattr(module, "fused")
+
+
+def _materialise_(model: nn.Module, means: Mapping[str, Tensor] | None) -> dict[str, nn.Module]:
+    """Replace every module that offers `fused()`; return the replaced ones by name."""
+    replaced = {name: module for name, module in model.named_modules() if _stands_for_a_layer(module)}
+    plain: dict[str, nn.Module] = {}
+    for name, module in replaced.items():
+        standing: Any = module
+        mean = means.get(f"{name}.gate") if means else None
+        new: nn.Module = standing.fused() if mean is None else standing.fused(mean)
+        plain[name] = new.train(module.training)
+    for name, module in plain.items():
+        surgery.replace_(model, name, module)
+    return replaced
+
+
+def _fold_(model: nn.Module, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
+    """Fold each pair; return the replaced modules by name."""
+    replaced = {}
+    for pair in pairs:
+        conv, norm = surgery.get(model, pair.conv), surgery.get(model, pair.norm)
+        replaced |= {pair.conv: conv, pair.norm: norm}
+        for name, new in zip((pair.conv, pair.norm), fold.folded(conv, norm), strict=True):
+            surgery.replace_(model, name, new)
+    return replaced
+
+
+def _put_back_(model: nn.Module, replaced: Mapping[str, nn.Module], statistics: Mapping[str, Tensor]) -> None:
+    for name, module in replaced.items():
+        surgery.replace_(model, name, module)
+    buffers = dict(model.named_buffers())
+    for name, kept in statistics.items():
+        buffers[name].copy_(kept)
+
+
+def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    # TF32, which a GPU may use for float32, would look like a wrong result
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
+    with exact:
+        return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]

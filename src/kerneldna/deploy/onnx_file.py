@@ -1,0 +1,142 @@
+"""A network as one ONNX file: written by torch's exporter, quantized if asked, its weights stored small; and a session."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from kerneldna.deploy import onnx_storage
+from kerneldna.deploy.calibrate import batches
+from kerneldna.deploy.detector_export import detect, is_detector, traced
+from kerneldna.deploy.expand import drop_unused
+from kerneldna.deploy.graph import exported_program
+from kerneldna.deploy.onnx_quantize import quantize
+from kerneldna.deploy.runtime import Request
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+OLDEST = 18  # the exporter writes no older opset
+
+
+def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
+    """Write `model` as one ONNX file.
+
+    Args:
+        model: A network in eval mode, or a detector of `create_detector`.
+        x: Images to trace with, `(B, C, H, W)`; of a detector one, `(3, H, W)`.
+        path: The file to write.
+        request: Storage, compute, shared kernels and the rest.
+
+    Raises:
+        ValueError: If the opset is unknown.
+        RuntimeError: If torch cannot write the detector.
+    """
+    import onnx
+
+    proto = traced(model, x, request.opset) if is_detector(model) else _exported(model, x, request)
+    state = model.state_dict()
+    users = [name for kernel in request.shared for name in kernel.users]
+    places = onnx_storage.places_of(proto, {name: state[name].cpu().numpy() for name in users})
+    if request.compute == "int8" and request.calibrate is not None:
+        images = batches(model, request.calibrate, text="Calibrating", progress=request.progress)
+        size = None if request.dynamic else len(x)
+        proto = quantize(proto, (part.cpu().numpy() for batch in images for part in _parts(batch, size)))
+        onnx_storage.shrink(proto, places, request.shared, storage="int8", quantized=True)
+    else:
+        onnx_storage.shrink(proto, places, request.shared, storage=request.storage)
+    onnx.save(proto, str(path))
+
+
+def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], Any]:
+    """Return a function from images `(B, C, H, W)` to what the network returns, run by ONNX Runtime on the CPU.
+
+    Of a detector's file, from a list of images `(3, H, W)`, 0-1, to a list of what it finds in each
+    (`kerneldna.deploy.detector_export`).
+
+    Args:
+        path: An ONNX file.
+        threads: How many threads an operator may use; by default all cores.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if found := detect(opened):
+        return found
+    name = opened.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor | list[Tensor]:
+        found = [torch.from_numpy(array) for array in opened.run(None, {name: images.contiguous().numpy()})]
+        return found[0] if len(found) == 1 else found
+
+    return run
+
+
+def _parts(batch: Tensor, size: int | None) -> tuple[Tensor, ...]:
+    """Split a batch into those that a network of a fixed batch size takes; images left over are not used."""
+    return (batch,) if size is None else tuple(part for part in batch.split(size) if len(part) == size)
+
+
+def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
+    from onnx.defs import onnx_opset_version
+
+    if request.opset is not None and not OLDEST <= request.opset <= onnx_opset_version():
+        raise ValueError(f"opset {request.opset} was given; expected {OLDEST} to {onnx_opset_version()}")
+    # exported by itself first, so that a layer's own error is not wrapped in the ONNX exporter's
+    exported = exported_program(model, x, dynamic=request.dynamic)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
+        program = torch.onnx.export(
+            exported,
+            (),
+            input_names=["images"],
+            output_names=_output_names(exported),
+            opset_version=request.opset,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    proto = program.model_proto
+    _pool_globally_(proto.graph)
+    return proto
+
+
+def _output_names(exported: ExportedProgram) -> list[str] | None:
+    """Name one output "logits", and those of a dictionary, such as a feature pyramid's, as it does."""
+    if len(exported.graph_signature.user_outputs) == 1:
+        return ["logits"]
+    returned: Any = exported.call_spec.out_spec
+    return [f"map_{key}" for key in returned.context] if returned.type in (dict, OrderedDict) else None
+
+
+def _pool_globally_(graph: GraphProto) -> None:
+    """Let means over whole maps be GlobalAveragePool: runtimes have it in their own layouts and in int8, unlike ReduceMean."""
+    from onnx import numpy_helper
+
+    axes = {
+        tensor.name: numpy_helper.to_array(tensor).tolist()
+        for tensor in graph.initializer
+        if tensor.data_type == 7
+    }
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in graph.value_info}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or len(node.input) < 2:
+            continue
+        over = sorted(axis % 4 for axis in axes.get(node.input[1], []))
+        kept = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+        if over == [2, 3] and kept:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+    drop_unused(graph)

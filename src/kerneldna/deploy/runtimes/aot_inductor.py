@@ -1,0 +1,53 @@
+"""AOTInductor: the network compiled ahead of time by torch's inductor, as one .pt2 package for this kind of machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.deploy.graph import exported_program
+from kerneldna.deploy.runtime import Request, only_fp32
+from kerneldna.registry import runtimes
+
+
+@runtimes.register("aot_inductor")
+class AotInductor:
+    """Writes with `torch._inductor.aoti_compile_and_package`; needs a C++ compiler to write, not to run."""
+
+    name: ClassVar[str] = "aot_inductor"
+    suffix: ClassVar[str] = ".pt2"
+    packages: ClassVar[tuple[str, ...]] = ()
+    storages: ClassVar[tuple[str, ...]] = ("fp32",)
+    computes: ClassVar[tuple[str, ...]] = ("fp32",)
+    opsets: ClassVar[bool] = False
+
+    @staticmethod
+    def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
+        """Write `model`; see `kerneldna.deploy.runtime.Runtime`.
+
+        Raises:
+            RuntimeError: If it does not compile, for want of a C++ compiler, say.
+        """
+        from torch._inductor import aoti_compile_and_package
+
+        program = exported_program(model, x, dynamic=request.dynamic)
+        try:
+            aoti_compile_and_package(program, package_path=str(path))
+        except Exception as error:
+            raise RuntimeError(
+                f"inductor could not compile the network: {error}; it needs a C++ compiler"
+            ) from error
+
+    @staticmethod
+    def open(
+        path: str | Path, *, threads: int | None = None, precision: str = "fp32"
+    ) -> Callable[[Tensor], Tensor | list[Tensor]]:
+        """Return a function that runs the package; `threads` are torch's own, set by `torch.set_num_threads`."""
+        from torch._inductor import aoti_load_package
+
+        only_fp32(AotInductor, precision)
+        return torch.no_grad()(aoti_load_package(str(path)))

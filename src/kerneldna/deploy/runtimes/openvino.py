@@ -1,0 +1,75 @@
+"""OpenVINO's intermediate representation: an .xml file and its .bin of weights, each parent's kernel stored once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.deploy import onnx_file
+from kerneldna.deploy.expand import hydrate
+from kerneldna.deploy.runtime import Request
+from kerneldna.registry import runtimes, suggest
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@runtimes.register("openvino")
+class OpenVino:
+    """Writes by way of ONNX; OpenVINO derives the children's kernels once, while it loads.
+
+    It does not do so for int8 compute, so those weights are written out: that file is as large as without sharing.
+    """
+
+    name: ClassVar[str] = "openvino"
+    suffix: ClassVar[str] = ".xml"
+    packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript", "onnxruntime")
+    storages: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
+    computes: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    opsets: ClassVar[bool] = True
+
+    @staticmethod
+    def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
+        """Write `model`; see `kerneldna.deploy.runtime.Runtime`."""
+        import openvino
+
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "model.onnx"
+            onnx_file.write(model, x, part, request)
+            if request.compute == "int8":
+                hydrate(part, part)
+            openvino.save_model(openvino.Core().read_model(part), path, compress_to_fp16=False)
+
+    @staticmethod
+    def open(
+        path: str | Path, *, threads: int | None = None, precision: str = "fp32"
+    ) -> Callable[[Tensor], Tensor | list[Tensor]]:
+        """Return a function that runs the file on the CPU.
+
+        Raises:
+            ValueError: For a precision other than "fp32" and "bf16".
+        """
+        import openvino
+
+        if precision not in PRECISIONS:
+            raise ValueError(suggest("precision", precision, PRECISIONS))
+        # left to itself, OpenVINO computes in bf16 wherever the processor can
+        options: dict[str, str | int] = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+
+        def run(images: Tensor) -> Tensor | list[Tensor]:
+            results = request.infer({0: images.contiguous().numpy()})
+            # copied: OpenVINO writes the next outputs to the same place
+            found = [torch.from_numpy(array.copy()) for array in results.to_tuple()]
+            return found[0] if len(found) == 1 else found
+
+        return run

@@ -1,0 +1,39 @@
+"""torch.export: the network as one graph in a .pt2 file, for any program that has torch, without this library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.deploy.graph import exported_program
+from kerneldna.deploy.runtime import Request, only_fp32
+from kerneldna.registry import runtimes
+
+
+@runtimes.register("torch_export")
+class TorchExport:
+    """Writes with `torch.export.save`; the fused kernels are written out."""
+
+    name: ClassVar[str] = "torch_export"
+    suffix: ClassVar[str] = ".pt2"
+    packages: ClassVar[tuple[str, ...]] = ()
+    storages: ClassVar[tuple[str, ...]] = ("fp32",)
+    computes: ClassVar[tuple[str, ...]] = ("fp32",)
+    opsets: ClassVar[bool] = False
+
+    @staticmethod
+    def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
+        """Write `model`; see `kerneldna.deploy.runtime.Runtime`."""
+        torch.export.save(exported_program(model, x, dynamic=request.dynamic), path)
+
+    @staticmethod
+    def open(
+        path: str | Path, *, threads: int | None = None, precision: str = "fp32"
+    ) -> Callable[[Tensor], Tensor | list[Tensor]]:
+        """Return a function that runs the file; `threads` are torch's own, set by `torch.set_num_threads`."""
+        only_fp32(TorchExport, precision)
+        return torch.no_grad()(torch.export.load(path).module())

@@ -1,0 +1,1 @@
+"""Detectors on any network: building, measuring, predicting."""

@@ -1,0 +1,209 @@
+"""A detector run on image files: each image with what was found drawn on it, and one list of it all.
+
+    predict(kd.load("runs/detector/model"), ["photos", "cat.jpg"], "predictions")
+
+NAME.jpg, NAME.png    the images, upright
+predictions.json      for each image its detections, {"label": "cat", "score": 0.93, "box": [left, top, right, bottom]}
+
+The list is for reading; it is not COCO's format of results, whose images have numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
+
+from kerneldna.detection.detectors import class_names, foreground
+from kerneldna.figures.detections import check_threshold, draw_detections
+from kerneldna.files import atomic, write_json
+from kerneldna.progress import bar
+
+log = logging.getLogger(__name__)
+
+LIST = "predictions.json"
+JPEG = (".jpg", ".jpeg")
+ENDINGS = (*JPEG, ".png", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` did.
+
+    Attributes:
+        folder: Where the drawn images and their list are.
+        images: How many images were drawn.
+        unread: The files that could not be read.
+        detections: How many objects were found in all.
+    """
+
+    folder: Path
+    images: int
+    unread: tuple[str, ...]
+    detections: int
+
+
+def predict(
+    detector: nn.Module,
+    images: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    threshold: float = 0.5,
+    device: str = "auto",
+    progress: bool = True,
+) -> Predictions:
+    """Find objects in image files; draw them, and list them in `predictions.json`.
+
+    Args:
+        detector: One of `create_detector`; put into eval mode and onto the device.
+        images: Files, and folders whose images (jpg, jpeg, png, bmp, webp) are taken.
+        folder: Made if missing; images of the same name in it are overwritten.
+        threshold: Detections of a higher score than this count.
+        device: "auto" is a CUDA device where there is one.
+        progress: Show a progress bar, if there are several images.
+
+    Returns:
+        Where the files are, and how many images and detections there were. An image that cannot be read is named and left out.
+
+    Raises:
+        ValueError: If `detector` is none, the threshold is not in 0-1, there is no such device, `folder` is one that the images
+            come from, or no image could be read.
+        FileNotFoundError: If a file is missing, or there is no image at all.
+    """
+    classes = class_names(detector)
+    check_threshold(threshold)
+    files, folder = find_images(images), Path(folder)
+    if source := next((file for file in files if file.parent.resolve() == folder.resolve()), None):
+        raise ValueError(
+            f"'{source}' is in '{folder}', where its drawing would replace it; give another folder for the drawings"
+        )
+    detector.eval().to(_device(device))
+    listed: list[dict[str, Any]] = []
+    unread: list[str] = []
+    taken: set[str] = set()
+    for file in bar(files, text="predict", on=progress and len(files) > 1):
+        try:
+            image = read_image(file)
+        # Decoders raise OSError, SyntaxError, ValueError, struct.error and more on a broken file.
+        except Exception as error:
+            log.warning("skipped image %s, which cannot be read (%s)", file, error)
+            unread.append(str(file))
+            continue
+        found = detect(detector, image, threshold=threshold)
+        name = _free_name(file, taken)
+        _write(folder / name, draw_detections(image, found, classes, threshold=threshold))
+        listed.append({"image": str(file), "drawn": name, "detections": _rows(found, classes)})
+    if not listed:
+        raise ValueError(
+            f"none of the images can be read: {', '.join(unread)}; give files that a viewer opens"
+        )
+    write_json(folder / LIST, listed)
+    return Predictions(folder, len(listed), tuple(unread), sum(len(entry["detections"]) for entry in listed))
+
+
+@torch.inference_mode()
+def detect(detector: nn.Module, image: Image.Image, *, threshold: float = 0.5) -> dict[str, Tensor]:
+    """Return what a detector finds in an RGB image.
+
+    Args:
+        detector: One of `create_detector`, in eval mode.
+        image: W x H pixels.
+        threshold: Detections of a higher score than this are returned; the detector itself drops those up to 0.05.
+
+    Returns:
+        On the CPU: `boxes` `(N, 4)`, `labels` `(N,)` from 1, `scores` `(N,)`, and for a Mask R-CNN `masks` `(N, 1, H, W)`, 0-1.
+
+    Raises:
+        ValueError: If the threshold is not in 0-1.
+    """
+    check_threshold(threshold)
+    device = next(detector.parameters()).device
+    with _only_above(detector, threshold):
+        found = detector([to_tensor(image).to(device)])[0]
+    return {name: tensor.cpu() for name, tensor in foreground(found).items()}
+
+
+def read_image(file: str | Path) -> Image.Image:
+    """Return an image file as RGB, turned upright where its EXIF data say how it was taken."""
+    with Image.open(file) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Return files as they are, folders as the images in them, sorted by name; each file once.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or no image in any.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"no file or folder '{path}'; give images, or folders of images")
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in inside:
+            if file.is_file() and (file == path or file.suffix.lower() in ENDINGS):
+                found.setdefault(file.resolve(), file)
+    if not found:
+        raise FileNotFoundError(
+            f"no image in {', '.join(map(repr, map(str, paths))) or 'an empty list'}; give files, or folders that hold files "
+            f"ending in {', '.join(ENDINGS)}"
+        )
+    return list(found.values())
+
+
+@contextmanager
+def _only_above(detector: nn.Module, threshold: float) -> Iterator[None]:
+    """Let a detector drop low scores itself: it makes each mask as large as the image, a hundred of them in a photograph."""
+    head: Any = getattr(detector, "roi_heads", detector)
+    own = head.score_thresh
+    head.score_thresh = max(own, threshold)
+    try:
+        yield
+    finally:
+        head.score_thresh = own
+
+
+def _rows(found: Mapping[str, Tensor], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return detections as plain values, the highest score first."""
+    order = found["scores"].argsort(descending=True)
+    boxes, labels, scores = (found[name][order].tolist() for name in ("boxes", "labels", "scores"))
+    return [
+        {"label": classes[label - 1], "score": round(score, 4), "box": [round(at, 1) for at in box]}
+        for box, label, score in zip(boxes, labels, scores, strict=True)
+    ]
+
+
+def _free_name(file: Path, taken: set[str]) -> str:
+    """Return the name of a drawing that no other has: cat.jpg, cat-2.jpg, ..."""
+    ending = ".jpg" if file.suffix.lower() in JPEG else ".png"
+    number, name = 1, f"{file.stem}{ending}"
+    while name.lower() in taken:  # lower, as there are disks that take Cat.jpg and cat.jpg for one
+        number += 1
+        name = f"{file.stem}-{number}{ending}"
+    taken.add(name.lower())
+    return name
+
+
+def _write(file: Path, image: Image.Image) -> None:
+    with atomic(file) as part:
+        if file.suffix == ".jpg":
+            image.save(part, "JPEG", quality=95, subsampling=0)  # halved colours would blur the labels
+        else:
+            image.save(part, "PNG")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was given and torch sees no CUDA device; give cpu, or auto")
+    return device

@@ -1,0 +1,260 @@
+"""A child: a layer that keeps no kernel and sees its parent's through an adapter (KernelDNA, arXiv 2503.23379, Eq. 4 and 5).
+
+    weight = parent.weight * (1 + spatial) * (1 + filter)        y = conv(x * a(x), weight)
+
+`kerneldna.layers.modulation` has other products for the two static attentions.
+
+The child *borrows its parent module*: it holds a reference that `nn.Module` does not register. So the kernel stands once in
+`parameters()`, once in `state_dict()` and once in a file; and since the reference is an ordinary attribute, `copy.deepcopy` and
+pickle of a whole model keep the tie inside the copy.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from math import prod
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.layers.attention import ChannelAttention, Gate
+from kerneldna.layers.modulation import NAMES, factors, modulation_parameters
+
+_GEOMETRY = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+
+
+class _Child(nn.Module):
+    """What both kinds of child share: the borrowed parent, the modulation of its kernel, the gate."""
+
+    _parent: nn.Conv2d | nn.Linear
+    spatial: nn.Parameter | None
+    filter: nn.Parameter | None
+    position: nn.Parameter | None
+
+    def __init__(
+        self,
+        name: str,
+        parent: nn.Conv2d | nn.Linear,
+        replaced: nn.Conv2d | nn.Linear,
+        *,
+        gate: Gate | None,
+        **modulation: Any,
+    ) -> None:
+        super().__init__()
+        if parent.weight.shape != replaced.weight.shape:
+            raise ValueError(
+                f"child {name!r} has a {tuple(replaced.weight.shape)} kernel, its parent has "
+                f"{tuple(parent.weight.shape)}; a child needs its parent's kernel shape"
+            )
+        object.__setattr__(self, "_parent", parent)  # past nn.Module's registration, on purpose
+        self.name = name
+        self.bias = replaced.bias
+        self.gate = gate
+        made = modulation_parameters(parent.weight.shape, **modulation)
+        for part in NAMES:
+            self.register_parameter(part, made.get(part))
+        self.to(replaced.weight.device, replaced.weight.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel in effect, in its parent's shape."""
+        modulation = self.modulation
+        return self._parent.weight if modulation is None else self._parent.weight * modulation
+
+    @property
+    def modulation(self) -> Tensor | None:
+        """What the parent's kernel is multiplied by: one small product, so that the kernel itself is multiplied once."""
+        parts = factors(self, self._parent.weight.ndim)
+        return prod(parts[1:], start=parts[0]) if parts else None
+
+    def factors(self, mean: Tensor | None = None) -> list[Tensor]:
+        """Return small tensors whose product with the parent's kernel is the fused one: float64, of the kernel's dimensions.
+
+        Args:
+            mean: The mean of the gate, one value an input channel, if it is to be folded in.
+        """
+        kernel = self._parent.weight
+        found = [part.detach().double() for part in factors(self, kernel.ndim)]
+        if mean is not None:
+            # grouped: each output channel sees the input channels of its group
+            groups = getattr(self, "groups", 1)
+            seen = mean.to(kernel.device, torch.float64).view(groups, kernel.shape[1])
+            if groups > 1:
+                seen = seen.repeat_interleave(kernel.shape[0] // groups, dim=0)
+            found.append(seen.reshape(-1, kernel.shape[1], *(1,) * (kernel.ndim - 2)))
+        return found
+
+    def _scaled(self, mean: Tensor | None) -> Tensor:
+        kernel = self._parent.weight.detach()
+        return prod(self.factors(mean), start=kernel.double()).to(kernel.dtype)
+
+    def _gated(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return x
+        if x.shape[0] == 1 and self.gate.normalises:
+            raise ValueError(
+                f"child {self.name!r}: a batch of 1 in training gives the BatchNorm of its gate one value per channel; "
+                "use a batch of 2 or more (drop_last=True), model.eval(), or KernelDNA(norm='none')"
+            )
+        return self.gate(x)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise RuntimeError(
+            f"child {self.name!r}: nn.DataParallel copies modules one by one and would tear it from its parent; "
+            "use torch.nn.parallel.DistributedDataParallel"
+        )
+
+
+class ChildConv2d(_Child):
+    """A convolution whose kernel is its parent's, seen through an adapter.
+
+    It keeps the bias, stride, padding, dilation, groups and padding mode of the convolution it replaces.
+
+    Args:
+        name: Its qualified name, for error messages.
+        parent: The convolution whose kernel it borrows, `(out_channels, in_channels/groups, k, k)`.
+        replaced: The convolution it stands in for; the kernel has the parent's shape.
+        reduction: Of the channel attention.
+        channel: With channel attention, the dynamic gate of the input's channels.
+        norm: Of the channel attention: "batch" or "none".
+        gate_drop_rate: Of the channel attention.
+        gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.layers.lookahead`.
+        **modulation: As `kerneldna.layers.modulation.modulation_parameters` takes them: modulation, spatial, filter, rank.
+
+    Raises:
+        ValueError: If the kernels' shapes differ.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parent: nn.Conv2d,
+        replaced: nn.Conv2d,
+        *,
+        reduction: int = 4,
+        channel: bool = True,
+        norm: str = "batch",
+        gate_drop_rate: float = 0.0,
+        gate: Gate | None = None,
+        **modulation: Any,
+    ) -> None:
+        channels = replaced.in_channels
+        if channel and gate is None:
+            hidden = max(1, channels // reduction)
+            gate = ChannelAttention(channels, hidden, norm=norm, drop_rate=gate_drop_rate)
+        super().__init__(name, parent, replaced, gate=gate, **modulation)
+        self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
+        self.kernel_size, self.stride, self.padding = replaced.kernel_size, replaced.stride, replaced.padding
+        self.dilation, self.groups = replaced.dilation, replaced.groups
+        self.padding_mode, self._padding_twice = (
+            replaced.padding_mode,
+            replaced._reversed_padding_repeated_twice,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
+        x, padding = self._gated(x), self.padding
+        if self.padding_mode != "zeros":
+            x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
+        return nn.functional.conv2d(
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+    def fused(self, mean: Tensor | None = None) -> nn.Module:
+        """Return modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution; all plain.
+
+        A gate that a stage's children share stays one of this library's, its norm folded.
+
+        Args:
+            mean: The mean of the gate, `(in_channels,)`: then a convolution alone, of the kernel times this.
+        """
+        geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
+        conv = nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
+        conv = _filled(conv, self._scaled(mean), self.bias)
+        if self.gate is None or mean is not None:
+            return conv
+        return nn.Sequential(OrderedDict(gate=self.gate.without_norm(), conv=conv))
+
+    def extra_repr(self) -> str:
+        """Show the layer as `nn.Conv2d` would."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+
+
+class ChildLinear(_Child):
+    """A pointwise convolution written as `nn.Linear` on channels-last maps, its kernel its parent's (ConvNeXt's fc1 and fc2).
+
+    Args:
+        name: Its qualified name, for error messages.
+        parent: The layer whose kernel it borrows, `(out_features, in_features)`.
+        replaced: The layer it stands in for.
+        reduction: Of the channel attention.
+        channel: With channel attention.
+        norm: Of the channel attention: "batch" or "none".
+        gate_drop_rate: Of the channel attention.
+        gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.layers.lookahead`.
+        **modulation: As for ChildConv2d; there is no spatial attention.
+
+    Raises:
+        ValueError: If the kernels' shapes differ.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parent: nn.Linear,
+        replaced: nn.Linear,
+        *,
+        reduction: int = 4,
+        channel: bool = True,
+        norm: str = "batch",
+        gate_drop_rate: float = 0.0,
+        gate: Gate | None = None,
+        **modulation: Any,
+    ) -> None:
+        channels = replaced.in_features
+        if channel and gate is None:
+            hidden = max(1, channels // reduction)
+            gate = ChannelAttention(channels, hidden, norm=norm, channels_last=True, drop_rate=gate_drop_rate)
+        super().__init__(name, parent, replaced, gate=gate, **modulation)
+        self.in_features, self.out_features = channels, replaced.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
+        return nn.functional.linear(self._gated(x), self.weight, self.bias)
+
+    def fused(self, mean: Tensor | None = None) -> nn.Module:
+        """Return modules that compute the same in eval mode; a channels-last gate stays a ChannelAttention, its norm folded.
+
+        Args:
+            mean: The mean of the gate, `(in_features,)`: then a Linear alone, of the kernel times this.
+        """
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear = _filled(linear, self._scaled(mean), self.bias)
+        if self.gate is None or mean is not None:
+            return linear
+        return nn.Sequential(OrderedDict(gate=self.gate.without_norm(), linear=linear))
+
+    def extra_repr(self) -> str:
+        """Show the layer as `nn.Linear` would."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer

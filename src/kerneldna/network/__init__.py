@@ -1,0 +1,1 @@
+"""What any network is made of: finding, replacing and running its modules, its convolutions by kind, its blocks."""

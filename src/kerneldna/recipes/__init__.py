@@ -1,0 +1,1 @@
+"""Recipes: what a YAML file may say, reading one, and those that come with the library."""

@@ -1,0 +1,96 @@
+"""What a report says about one finished run: plain numbers, checked."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Curves = Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """What the page says about one finished run, or about several that differ by their seed alone.
+
+    Args:
+        name: The name in tables and legends.
+        parameters: Unique parameters.
+        macs: Multiply-accumulates for one image.
+        stored_bytes: Size of the checkpoint in bytes.
+        top1: Accuracy, fraction 0-1; of several seeds, their mean.
+        top1_seeds: The accuracy of each seed; empty for a single run.
+        latency_ratio: Time relative to the first run, both measured interleaved; 1.0 is the same. None if not timed.
+        latency_spread: Quartiles of that ratio over the rounds, 25 % and 75 %.
+        images_per_second: Throughput; None if not timed.
+        curves: `epoch`, `train_loss`, `val_loss` and `top1` (fraction), one value an epoch, None or nan where there is
+            none; of several seeds, their means.
+        seed_curves: The curves of each seed, drawn thin beside the means.
+        stages: What `kerneldna.figures.diagram.stage_svg` draws, one entry a stage; empty for a plain network.
+        attentions: Child name -> {"parent": its parent's name, "spatial": k_h rows of k_w numbers}.
+        cka: Similarities between layers, each {"title", "rows", "columns", "values", "note"}: names of layers, and a row
+            of numbers 0-1 for each name in rows; None is not comparable, and the note says why.
+        files: Label -> bytes of further files made from this run (fused, ONNX).
+
+    Raises:
+        ValueError: If `top1` is not a fraction or not the mean of its seeds, a curve has another length than its
+            epochs, or a table of numbers is not a rectangle.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    stored_bytes: int
+    top1: float
+    top1_seeds: Sequence[float] = ()
+    latency_ratio: float | None = None
+    latency_spread: tuple[float, float] | None = None
+    images_per_second: float | None = None
+    curves: Curves = field(default_factory=dict)
+    seed_curves: Sequence[Curves] = ()
+    stages: Sequence[Mapping[str, Any]] = ()
+    attentions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cka: Sequence[Mapping[str, Any]] = ()
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in (self.top1, *self.top1_seeds):
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"run {self.name!r} has top1 {value}; expected a fraction 0-1, divide percent by 100"
+                )
+        if self.top1_seeds and abs(statistics.fmean(self.top1_seeds) - self.top1) > 1e-6:
+            raise ValueError(
+                f"run {self.name!r} has top1 {self.top1}, its seeds have the mean "
+                f"{statistics.fmean(self.top1_seeds)}; give that mean as top1"
+            )
+        for curves in (self.curves, *self.seed_curves):
+            _check_curves(self.name, curves)
+        for child, learned in self.attentions.items():
+            _check_table(f"the spatial attention of {child!r}", learned["spatial"])
+        for matrix in self.cka:
+            shape = (len(matrix["rows"]), len(matrix["columns"]))
+            _check_table(f"the similarity {matrix['title']!r}", matrix["values"], shape)
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of the accuracy over the seeds (n - 1), a fraction; None for fewer than two."""
+        return statistics.stdev(self.top1_seeds) if len(self.top1_seeds) > 1 else None
+
+
+def _check_curves(name: str, curves: Curves) -> None:
+    epochs = len(curves.get("epoch", ()))
+    for kind, values in curves.items():
+        if values and len(values) != epochs:
+            raise ValueError(
+                f"run {name!r} has {len(values)} values of {kind} for {epochs} epochs; "
+                "give one value an epoch, nan where there is none"
+            )
+
+
+def _check_table(what: str, rows: Sequence[Sequence[Any]], shape: tuple[int, int] | None = None) -> None:
+    widths = sorted({len(row) for row in rows})
+    if len(widths) != 1 or not widths[0] or (shape and (len(rows), widths[0]) != shape):
+        expected = f"{shape[0]} rows of {shape[1]}" if shape else "rows of one length"
+        raise ValueError(f"{what} has {len(rows)} rows of {widths} values; expected {expected}")

@@ -1,0 +1,216 @@
+"""Finished runs, read as what a report says about them: sizes, accuracy, curves, attentions, similarities, speed.
+
+`summarize` makes a `RunReport` of a run, or of several that differ by their seed alone; `similarities` and `timed` add to it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kerneldna import timing
+from kerneldna.analysis.cka import kernel_cka
+from kerneldna.analysis.spatial import spatial_attentions
+from kerneldna.checkpoint import WEIGHTS
+from kerneldna.conversion.convert import describe, input_size_of, plan_of
+from kerneldna.deploy.prepare import fused
+from kerneldna.network import surgery
+from kerneldna.report.run import Curves, RunReport
+from kerneldna.training.run_folder import RunFolder
+
+BATCH = 8
+ENDINGS = {".onnx": "ONNX", ".pt2": "torch.export"}
+# a network with fewer dense layers than this is compared by its pointwise layers too
+DENSE = 4
+
+
+def open_finished(path: str | Path) -> RunFolder:
+    """Return the folder of a finished run.
+
+    Raises:
+        FileNotFoundError: If there is no run, or it is not finished.
+        ValueError: If it trained no classifier.
+    """
+    folder = RunFolder(path)
+    recipe = folder.recipe()
+    if recipe.task != "classification":
+        raise ValueError(
+            f"the run in '{path}' has the task {recipe.task!r}, and a report compares classifiers; kdna eval measures it"
+        )
+    if not folder.result_file.is_file() or not (folder.model_dir / WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"the run in '{path}' is not finished: it has no {folder.result_file.name} or no trained network; "
+            f"go on with it: kdna train {recipe.name} --run {path} --resume"
+        )
+    return folder
+
+
+def group_seeds(folders: Sequence[RunFolder]) -> list[list[RunFolder]]:
+    """Put the runs together whose recipes differ by the seed alone, in the order of the first of each.
+
+    Raises:
+        ValueError: If two runs have the same recipe and the same seed.
+    """
+    groups: dict[str, dict[int, RunFolder]] = {}
+    for folder in folders:
+        recipe = folder.recipe()
+        # how many processes read the images changes nothing
+        data = recipe.data.model_copy(update={"workers": 0})
+        seeds = groups.setdefault(recipe.model_copy(update={"seed": 0, "data": data}).to_yaml(), {})
+        if recipe.seed in seeds:
+            raise ValueError(
+                f"the runs in '{seeds[recipe.seed].path}' and '{folder.path}' have the same recipe and the same seed "
+                f"{recipe.seed}; give one of them, or each a label of its own: LABEL={folder.path}"
+            )
+        seeds[recipe.seed] = folder
+    return [list(seeds.values()) for seeds in groups.values()]
+
+
+def summarize(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> RunReport:
+    """Return what a report says of one run, or of runs that differ by the seed alone: accuracy and curves are their means.
+
+    Args:
+        name: The name in tables and legends.
+        model: The trained network of the first run, not fused.
+        folders: Of finished runs.
+    """
+    plan = plan_of(model)
+    size = describe(model).size
+    top1 = [folder.read_result()["top1"] for folder in folders]
+    curves = [folder.read_curves() for folder in folders]
+    several = len(folders) > 1
+    return RunReport(
+        name=name,
+        parameters=size.parameters,
+        macs=size.macs,
+        stored_bytes=(folders[0].model_dir / WEIGHTS).stat().st_size,
+        top1=statistics.fmean(top1),
+        top1_seeds=top1 if several else (),
+        curves=_mean(curves),
+        seed_curves=curves if several else (),
+        stages=plan.to_dict()["stages"] if plan else (),
+        attentions={
+            child: {"parent": parent, "spatial": spatial.tolist()}
+            for parent, children in spatial_attentions(model).items()
+            for child, spatial in children.items()
+        },
+        files=exported_files(folders[0]),
+    )
+
+
+def exported_files(folder: RunFolder) -> dict[str, int]:
+    """Return the bytes of the files made from a run's network by what they are, its checkpoint first; empty if none was made."""
+    made = {"fused, model.safetensors": folder.path / "fused" / WEIGHTS}
+    for path in sorted(folder.path.iterdir()):
+        if path.suffix in ENDINGS:
+            made[f"{ENDINGS[path.suffix]}, {path.name}"] = path
+    sizes = {what: path.stat().st_size for what, path in made.items() if path.is_file()}
+    checkpoint = (folder.model_dir / WEIGHTS).stat().st_size
+    return {"model.safetensors": checkpoint, **sizes} if sizes else {}
+
+
+def similarities(names: Sequence[str], models: Sequence[nn.Module], index: int) -> list[dict[str, Any]]:
+    """Return the similarity of the kernels of one network among themselves, and to those of the first network.
+
+    Args:
+        names: Of the networks, for titles.
+        models: The networks; the first is the reference.
+        index: Which network.
+
+    Returns:
+        As `RunReport.cka` takes them; networks without two layers of one kernel for every image give none.
+    """
+    pairs: dict[str, tuple[nn.Module, nn.Module | None]] = {
+        f"{names[index]}: its own layers": (models[index], None)
+    }
+    if index:
+        pairs[f"{names[0]} (rows) and {names[index]} (columns)"] = (models[0], models[index])
+    found = []
+    for title, (model, other) in pairs.items():
+        try:
+            matrix = _similarity(model, other)
+        except ValueError:
+            continue  # no layer has a kernel that is the same for every image
+        if min(len(matrix["rows"]), len(matrix["columns"])) < 2:
+            continue
+        note = f"{matrix['note'][:1].upper()}{matrix['note'][1:]}."
+        found.append(
+            {"title": title, "note": note, **{key: matrix[key] for key in ("rows", "columns", "values")}}
+        )
+    return found
+
+
+@torch.no_grad()
+def timed(
+    runs: Sequence[RunReport], models: Sequence[nn.Module], *, rounds: int = 30, progress: bool = False
+) -> list[RunReport]:
+    """Return the runs with their time against the first run's (one image) and images a second (batches of 8).
+
+    The networks are timed in turn, fused, on one CPU thread, each on images of its own size.
+
+    Args:
+        runs: What is known of the networks.
+        models: The networks in eval mode, fused or not, in the order of `runs`.
+        rounds: How many times each is timed on one image; on batches a third of that.
+        progress: Show progress bars.
+    """
+    ready = [fused(model) for model in models]
+    with timing.machine(1):
+        one = _times(ready, 1, rounds, text="Timing one image", progress=progress)
+        many = _times(ready, BATCH, -(-rounds // 3), text="Timing batches", progress=progress)
+    found = []
+    for run, single, batch in zip(runs, one, many, strict=True):
+        ratios = [own / reference for own, reference in zip(single, one[0], strict=True)]
+        found.append(
+            replace(
+                run,
+                latency_ratio=statistics.median(ratios),
+                latency_spread=timing.quartiles(ratios),
+                images_per_second=1000 * BATCH / statistics.median(batch),
+            )
+        )
+    return found
+
+
+def _times(
+    models: Sequence[nn.Module], batch: int, rounds: int, *, text: str, progress: bool
+) -> list[list[float]]:
+    """Return the milliseconds of each network by round."""
+    calls = {
+        index: partial(model, surgery.probe(model, input_size_of(model), batch=batch))
+        for index, model in enumerate(models)
+    }
+    for call in (call for call in calls.values() for _ in range(3)):
+        call()
+    times, errors, stopped = timing.interleave(calls, rounds=rounds, text=text, progress=progress)
+    if stopped:
+        raise KeyboardInterrupt
+    for error in errors.values():
+        raise error
+    return [times[index] for index in calls]
+
+
+def _similarity(model: nn.Module, other: nn.Module | None) -> Mapping[str, Any]:
+    matrix = kernel_cka(model, other, unbiased=True)
+    if min(len(matrix.rows), len(matrix.columns)) < DENSE:
+        matrix = kernel_cka(model, other, unbiased=True, kinds=("dense", "pointwise"))
+    return matrix.to_dict()
+
+
+def _mean(curves: Sequence[Curves]) -> dict[str, list[float | None]]:
+    """Return the mean of curves at the epochs that all of them have; None where one has no value."""
+    shortest = min(curves, key=lambda each: len(each["epoch"]))
+    means: dict[str, list[float | None]] = {"epoch": list(shortest["epoch"])}
+    for kind in shortest.keys() - {"epoch"}:
+        columns = zip(*(each[kind][: len(shortest["epoch"])] for each in curves), strict=True)
+        known = ([v for v in values if v is not None and math.isfinite(v)] for values in columns)
+        means[kind] = [statistics.fmean(v) if len(v) == len(curves) else None for v in known]
+    return means

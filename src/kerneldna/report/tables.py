@@ -1,0 +1,157 @@
+"""The tables of a report: runs compared with the first one, and their exported files.
+
+A cell carries its number as `data-value`, by which the page's script sorts; the tables stand without the script too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+from kerneldna.report.run import RunReport
+from kerneldna.units import count, rate, signed, size
+
+COLOURS = 20
+
+
+class _Cell(NamedTuple):
+    """One cell: HTML, and the number to sort by; None is a number that is not known."""
+
+    html: str
+    value: float | None
+
+
+_Write = Callable[[RunReport, RunReport | None], _Cell]
+
+
+class _Column(NamedTuple):
+    """A head, and the cell of a run beside the first run (None for the first itself)."""
+
+    head: str
+    cell: _Write
+
+
+def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
+    """Return the table that compares runs, as HTML, and how to read it, as text."""
+    columns, first = [*_SIZES, _Column("Accuracy", _accuracy)], runs[0]
+    how = ["Parameters count each shared kernel once. MAC: multiply-accumulate operations."]
+    if len(runs) > 1:
+        how.append(f"Small print compares with {first.name}.")
+    if any(run.deviation is not None for run in runs):
+        how.append("±: standard deviation over the seeds of the run.")
+    if any(run.latency_ratio is not None for run in runs[1:]):
+        columns.append(_Column("Time", _time))
+        how.append(
+            f"Time is that of {first.name} times this ratio, from runs measured in turn on one machine; "
+            "below it the middle half of the rounds."
+        )
+    if any(run.images_per_second is not None for run in runs):
+        columns.append(_Column("Images a second", _throughput))
+    rows = [
+        [_name(index, run), *(column.cell(run, first if index else None) for column in columns)]
+        for index, run in enumerate(runs)
+    ]
+    return _table(["Run", *(column.head for column in columns)], rows), " ".join(how)
+
+
+def exported(runs: Sequence[RunReport]) -> tuple[str, str]:
+    """Return the table of the runs' further files, as HTML (empty without any), and how to read it, as text."""
+    rows = [
+        [
+            _name(index, run),
+            _Cell(escape(label), None),
+            _Cell(size(number) + _change(number, run.stored_bytes), number),
+        ]
+        for index, run in enumerate(runs)
+        for label, number in run.files.items()
+    ]
+    if not rows:
+        return "", ""
+    how = "Small print compares with the checkpoint of the same run. Fused, each child has its own kernel."
+    return _table(["Run", "File", "Size"], rows), how
+
+
+def _counted(field: str, write: Callable[[float], str]) -> _Write:
+    def cell(run: RunReport, first: RunReport | None) -> _Cell:
+        value = getattr(run, field)
+        return _Cell(write(value) + (_change(value, getattr(first, field)) if first else ""), value)
+
+    return cell
+
+
+_SIZES = (
+    _Column("Parameters", _counted("parameters", count)),
+    _Column("Compute, one image", _counted("macs", lambda value: f"{count(value)} MAC")),
+    _Column("File", _counted("stored_bytes", size)),
+)
+
+
+def _accuracy(run: RunReport, first: RunReport | None) -> _Cell:
+    text = f"{100 * run.top1:.2f} %"
+    if run.deviation is not None:
+        text += f"<small>± {100 * run.deviation:.2f}, {len(run.top1_seeds)} seeds</small>"
+    if first:
+        text += _points(run.top1 - first.top1)
+    return _Cell(text, run.top1)
+
+
+def _time(run: RunReport, first: RunReport | None) -> _Cell:
+    if first is None:
+        return _Cell("1.00×<small>reference</small>", 1.0)
+    if run.latency_ratio is None:
+        return _Cell("–", None)
+    spread = run.latency_spread
+    below = f"<small>{spread[0]:.2f}–{spread[1]:.2f}</small>" if spread else ""
+    return _Cell(f"{run.latency_ratio:.2f}×{below}", run.latency_ratio)
+
+
+def _throughput(run: RunReport, first: RunReport | None) -> _Cell:
+    value, reference = run.images_per_second, first and first.images_per_second
+    if value is None:
+        return _Cell("–", None)
+    note = _change(value, reference, good=1) if reference else ""
+    return _Cell(rate(value) + note, value)
+
+
+def _name(index: int, run: RunReport) -> _Cell:
+    breakable = escape(run.name).replace("_", "_<wbr>")
+    return _Cell(f'<span class="dot run-{index % COLOURS}"></span>{breakable}', None)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    body = "".join(f"<tr>{_row(cells)}</tr>" for cells in rows)
+    return (
+        f'<div class="card table"><div class="scroll" tabindex="0" role="group" aria-label="Table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
+    )
+
+
+def _row(cells: Sequence[_Cell]) -> str:
+    name, *others = cells
+    values = [
+        f"<td>{html}</td>" if value is None else f'<td data-value="{value}">{html}</td>'
+        for html, value in others
+    ]
+    return f'<th scope="row">{name.html}</th>{"".join(values)}'
+
+
+def _change(value: float, reference: float, *, good: int = -1) -> str:
+    if not reference:
+        return ""
+    if value >= 10 * reference:
+        return f"<small>{value / reference:.3g} times</small>"
+    percent = 100 * (value / reference - 1)
+    if abs(percent) < 0.05:
+        return "<small>same</small>"
+    mark = ' class="good"' if percent * good > 0 else ""
+    return f"<small{mark}>{signed(percent, 0 if abs(percent) >= 1 else 1)} %</small>"
+
+
+def _points(difference: float) -> str:
+    points = round(100 * difference, 2)
+    if not points:
+        return "<small>same</small>"
+    mark = ' class="good"' if points > 0 else ""
+    return f"<small{mark}>{signed(points, 2)} points</small>"

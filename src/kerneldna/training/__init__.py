@@ -1,0 +1,1 @@
+"""Training by a recipe, and measuring what came out."""

@@ -1,0 +1,170 @@
+"""A run folder: what one training run leaves behind, every file whole or not there.
+
+recipe.yaml     the recipe, defaults written out
+metrics.csv     one row an epoch
+last.ckpt       the state to go on from
+model/          the trained network
+result.json     the figures of the finished run
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kerneldna.files import write_json, write_text
+from kerneldna.recipes.recipe import load_recipe
+from kerneldna.recipes.specs import Recipe
+
+BEFORE, AFTER = ("epoch", "step", "lr", "train_loss"), ("seconds",)  # the columns around those of the task
+
+# What a run may change when it goes on, as its weights do not depend on it.
+_FREE = {"data.workers"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of a finished run; each metric can also be read by its name: `result.top1`.
+
+    Attributes:
+        run_dir: The run folder.
+        metrics: The task's figures in its order, those of accuracy as fractions 0-1; None where there is none. Of classification
+            `val_loss` (mean cross-entropy of the validation images), `top1` and `top5` (None under five classes), of detection
+            `box_ap`, `box_ap50`, ... and `mask_ap`, ...
+        epochs: Epochs trained.
+        seconds: Time spent in epochs, over all parts of an interrupted run.
+    """
+
+    run_dir: Path
+    metrics: Mapping[str, float | None]
+    epochs: int
+    seconds: float
+
+    def __getattr__(self, name: str) -> Any:
+        # "metrics" itself is asked for here while a copy is being made
+        if name == "metrics" or name not in self.metrics:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name!r}; its metrics: {', '.join(self.metrics)}"
+            )
+        return self.metrics[name]
+
+
+class RunFolder:
+    """The files of one run, by name.
+
+    Args:
+        path: The folder; `start` makes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.metrics_file = self.path / "metrics.csv"
+        self.checkpoint_file = self.path / "last.ckpt"
+        self.model_dir = self.path / "model"
+        self.result_file = self.path / "result.json"
+
+    def start(self, recipe: Recipe, *, resume: bool) -> None:
+        """Write the recipe into a new folder, or check the recipe of the one that goes on.
+
+        Raises:
+            FileExistsError: If the folder holds a run and `resume` is false.
+            ValueError: If the run to go on with has another recipe; the message names the keys.
+        """
+        # A recipe alone is a run that failed before its first checkpoint: nothing is lost.
+        if any(file.exists() for file in (self.checkpoint_file, self.result_file)) and not resume:
+            raise FileExistsError(
+                f"'{self.path}' already holds a run; go on with it by resume=True, or give another run_dir"
+            )
+        if self.checkpoint_file.exists():
+            self._check_same(recipe)
+        else:
+            write_text(self.recipe_file, recipe.to_yaml())
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the run.
+
+        Raises:
+            FileNotFoundError: If the folder holds no run.
+        """
+        if not self.recipe_file.is_file():
+            raise FileNotFoundError(
+                f"'{self.path}' holds no run: there is no recipe.yaml in it; give a run_dir of train"
+            )
+        return load_recipe(self.recipe_file)
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
+        """Write the table of epochs; a figure that is None is left empty.
+
+        Args:
+            rows: One an epoch.
+            figures: The columns of the task, those that its epochs are measured by.
+        """
+        text = io.StringIO()
+        columns = (*BEFORE, *figures, *AFTER)
+        table: csv.DictWriter[str] = csv.DictWriter(text, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self.metrics_file, text.getvalue())
+
+    def read_metrics(self) -> list[dict[str, float | None]]:
+        """Return the table of epochs; what was not measured is None."""
+        with self.metrics_file.open(encoding="utf-8", newline="") as file:
+            return [
+                {name: float(text) if text else None for name, text in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def read_curves(self) -> dict[str, list[Any]]:
+        """Return the columns of the table of epochs that plots and reports draw."""
+        rows = self.read_metrics()
+        return {key: [row.get(key) for row in rows] for key in ("epoch", "train_loss", "val_loss", "top1")}
+
+    def write_result(self, figures: Mapping[str, Any]) -> None:
+        """Write the figures of the finished run."""
+        write_json(self.result_file, dict(figures))
+
+    def read_result(self) -> dict[str, Any]:
+        """Return the figures of the finished run."""
+        return json.loads(self.result_file.read_text(encoding="utf-8"))
+
+    def _check_same(self, recipe: Recipe) -> None:
+        stored, given = _flat(self.recipe().model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+        keys = sorted((stored.keys() | given.keys()) - _FREE)
+        changed = [key for key in keys if stored.get(key) != given.get(key)]
+        if changed:
+            listed = ", ".join(
+                f"{key} (run: {stored.get(key)!r}, given: {given.get(key)!r})" for key in changed
+            )
+            raise ValueError(
+                f"the run in '{self.path}' has another recipe: {listed}; "
+                f"give the recipe of the run, or another run_dir for a new run"
+            )
+
+
+def model_folder(path: Path) -> Path:
+    """Return the folder of the trained network in a run folder, or `path` itself where it is such a folder."""
+    inner = RunFolder(path).model_dir
+    return inner if inner.is_dir() else path
+
+
+def recipe_of(path: Path) -> Recipe | None:
+    """Return the recipe of a run folder; None where `path` is the folder of a network alone."""
+    folder = RunFolder(path)
+    return folder.recipe() if folder.recipe_file.is_file() else None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,98 @@
+"""Image classification: model, loss and metrics, as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from timm.data.mixup import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from kerneldna.data.dataset import ImageData
+from kerneldna.data.samples import Preset
+from kerneldna.data.transforms import ClassificationPreset
+from kerneldna.models import create_from
+from kerneldna.recipes.specs import Recipe
+from kerneldna.registry import tasks
+from kerneldna.training.task import Task
+
+
+@tasks.register("classification")
+class Classification(Task):
+    """Trains a classifier by a recipe and measures it.
+
+    Logs, beside what `Task` logs, `val_loss`, `top1` and, from five classes on, `top5` (fractions 0-1) each epoch.
+
+    Args:
+        recipe: What to train, and how.
+        num_classes: Number of classes.
+        model: The network, from images `(B, 3, H, W)` to logits `(B, num_classes)`; built from `recipe.model`
+            where not given.
+    """
+
+    preset: ClassVar[Preset] = ClassificationPreset()
+    figures: ClassVar[tuple[str, ...]] = ("val_loss", "top1", "top5")
+    headline: ClassVar[tuple[str, ...]] = ("top1",)
+
+    def __init__(self, recipe: Recipe, num_classes: int, model: nn.Module | None = None) -> None:
+        super().__init__(
+            recipe, create_from(recipe.model, num_classes=num_classes) if model is None else model
+        )
+        self.mixup = _mixup(recipe, num_classes)
+        self.loss = (
+            SoftTargetCrossEntropy()
+            if self.mixup
+            else nn.CrossEntropyLoss(None, label_smoothing=recipe.label_smoothing)
+        )
+        # "disable" lets a loss that is not a number show, and ignores weights: it is given one value an image
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
+        self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro") if num_classes >= 5 else None
+
+    @classmethod
+    def for_data(cls, data: ImageData, recipe: Recipe, model: nn.Module | None = None) -> Classification:
+        """Return the task of a data set."""
+        return cls(recipe, len(data.classes), model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of the measured network, `(B, num_classes)`."""
+        return self.measured(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch of images `(B, 3, H, W)` and class indices `(B,)`."""
+        images, targets = batch
+        if self.mixup:
+            if len(images) % 2:  # Mixup wants pairs; a bad image that was left out can make the number odd
+                images, targets = torch.cat([images, images[-1:]]), torch.cat([targets, targets[-1:]])
+            images, targets = self.mixup(images, targets)
+        images = images.contiguous(memory_format=self.memory_format)
+        loss = self.loss(self.model(images), targets)
+        self.note_step((images,), len(images), loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a batch of images `(B, 3, H, W)` and class indices `(B,)` into the metrics."""
+        images, targets = batch
+        logits = self(images).float()
+        self.val_loss.update(F.cross_entropy(logits, targets, reduction="none"))
+        for name, metric in (("top1", self.top1), ("top5", self.top5)):
+            if metric is not None:
+                metric.update(logits, targets)
+                self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
+        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
+
+
+def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    mixup, cutmix = recipe.augment.mixup, recipe.augment.cutmix
+    if not mixup and not cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,108 @@
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import kerneldna as kd
+from kerneldna.conversion.plan import Plan
+
+PATTERNS = {"layer3": "FS-SF-SF", "layer4": "FS-SF-SF"}
+
+
+@pytest.fixture
+def model():
+    return timm.create_model("resnet18", num_classes=10)
+
+
+def test_a_plan_prints_compares_and_saves(model):
+    plan = kd.plan(model, kd.KernelDNA(patterns=PATTERNS))
+    text = str(plan)
+    assert "layer3.0.conv2      256x256x3x3  child of layer3.1.conv2" in text
+    assert "(added)" in text
+    assert "MACs: multiply-accumulates for one 3x224x224 image" in text
+    assert Plan.from_dict(plan.to_dict()) == plan
+    assert kd.plan(copy.deepcopy(model), kd.KernelDNA(patterns=PATTERNS)) == plan
+    assert [len(family.children) for family in plan.families] == [2, 1, 2, 1]
+
+
+def test_planning_leaves_the_model_alone(model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kd.plan(model, kd.KernelDNA(patterns=PATTERNS))
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_weights_are_kept(model):
+    before = model.state_dict()["layer3.1.conv2.weight"].clone()
+    kd.convert_(model, kd.KernelDNA(patterns=PATTERNS))
+    assert torch.equal(model.state_dict()["layer3.1.conv2.weight"], before)
+    assert model.training
+
+
+def test_an_added_block_has_parameters_of_its_own(model):
+    kd.convert_(model, kd.KernelDNA(patterns=PATTERNS))
+    assert not torch.equal(model.layer4[2].conv2.weight, model.layer4[1].conv2.weight)
+    stds = [model.layer4[i].conv2.weight.std().item() for i in (1, 2)]
+    assert stds[1] == pytest.approx(stds[0], rel=0.05)
+
+
+def test_any_network_of_your_own():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(
+                *(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(4))
+            )
+
+        def forward(self, x):
+            return self.body(x).mean((2, 3))
+
+    own = Own()
+    kd.convert_(own, kd.KernelDNA(patterns={"body": "S-F-S-F"}), input_size=(4, 16, 16))
+    assert own(torch.randn(2, 4, 16, 16)).shape == (2, 4)
+    assert kd.describe(own).input_size == (4, 16, 16)
+
+
+def test_describe_a_plain_and_a_converted_network(model):
+    plain = kd.describe(model)
+    assert plain.before is None
+    assert plain.size.macs == 1_814_073_344 - 990 * 512
+    kd.convert_(model, kd.KernelDNA(patterns=PATTERNS))
+    described = kd.describe(model)
+    assert described.before == plain.size
+    assert described.layers["BatchNorm2d"] > 0
+    assert "%" in str(described)
+
+
+def test_converting_twice_is_refused(model):
+    plan = kd.plan(model, kd.KernelDNA(patterns=PATTERNS))
+    kd.convert_(model, plan)
+    with pytest.raises(ValueError, match="converted already"):
+        kd.plan(model, kd.KernelDNA(patterns=PATTERNS))
+    with pytest.raises(ValueError, match="before it is"):
+        kd.convert_(model, plan)
+
+
+def test_a_plan_of_another_network_is_refused(model):
+    plan = kd.plan(model, kd.KernelDNA(patterns=PATTERNS))
+    with pytest.raises(
+        ValueError, match=r"plan was made for a network of 11,181,642 parameters, this ResNet has"
+    ):
+        kd.convert_(timm.create_model("resnet18", num_classes=11), plan)
+
+
+def test_data_parallel_is_refused(model):
+    with pytest.raises(ValueError, match="DistributedDataParallel"):
+        kd.plan(nn.DataParallel(model), kd.KernelDNA(patterns=PATTERNS))
+
+
+def test_an_input_that_does_not_fit_names_the_remedy(model):
+    with pytest.raises(ValueError, match="pass input_size"):
+        kd.plan(model, kd.KernelDNA(patterns=PATTERNS), input_size=(5, 224, 224))
+
+
+def test_an_unknown_method():
+    with pytest.raises(ValueError, match=r"unknown method 'kernldna'; did you mean 'kerneldna'\?"):
+        kd.create_model("resnet18", method="kernldna")

@@ -1,0 +1,71 @@
+import pytest
+
+from kerneldna.conversion.pattern import Slot, alternate, parse, resolve
+
+BIG, SMALL = (8, 8, 3, 3), (8, 4, 3, 3)
+
+
+def slots(*blocks):
+    return [
+        [Slot(f"s.{b}.conv{i}", shape) for i, shape in enumerate(block)] for b, block in enumerate(blocks)
+    ]
+
+
+@pytest.mark.parametrize("text", ["F", "FS-SF-SF", "F-S-F", "F1S2-S2F2", "FF-FFF"])
+def test_parse_writes_back(text):
+    assert str(parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty block"),
+        ("FS--F", "empty block"),
+        ("FX-F", "'X' is not a letter"),
+        ("fs", "'f' is not a letter"),
+        ("F1S2-F3", "S2 has no F2"),
+        ("F1F1-S1", "F1 stands twice"),
+    ],
+)
+def test_parse_says_what_is_wrong(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_paper_pattern_prefers_the_nearest_later_parent():
+    pairs = resolve(parse("FS-SF-SF"), slots((SMALL, BIG), (BIG, BIG), (BIG, BIG)))
+    assert pairs == {"s.0.conv1": "s.1.conv1", "s.1.conv0": "s.1.conv1", "s.2.conv0": "s.2.conv1"}
+
+
+def test_failing_a_later_parent_the_nearest_earlier():
+    pairs = resolve(parse("FF-SS"), slots((BIG, BIG), (BIG, BIG)))
+    assert pairs == {"s.1.conv0": "s.0.conv1", "s.1.conv1": "s.0.conv1"}
+
+
+def test_an_index_binds_by_hand():
+    pairs = resolve(parse("F1S2-S1F2"), slots((BIG, BIG), (BIG, BIG)))
+    assert pairs == {"s.0.conv1": "s.1.conv1", "s.1.conv0": "s.0.conv0"}
+
+
+def test_a_child_without_a_fitting_parent_is_named_with_both_shapes():
+    with pytest.raises(ValueError, match=r"stage 'layer3'.*'s.0.conv0' has a \(8, 4, 3, 3\).*\(8, 8, 3, 3\)"):
+        resolve(parse("SF"), slots((SMALL, BIG)), stage="layer3")
+
+
+def test_a_bound_parent_of_another_shape_is_named():
+    with pytest.raises(ValueError, match=r"'s.0.conv0' \(S1\).*'s.0.conv1' \(F1\)"):
+        resolve(parse("S1F1"), slots((SMALL, BIG)))
+
+
+def test_letters_and_layers_must_agree():
+    with pytest.raises(ValueError, match=r"stands for \[2\] layers a block, the stage has \[1\]"):
+        resolve(parse("FS"), slots((BIG,)))
+
+
+def test_alternate_shares_every_second_layer_of_a_shape_with_a_later_one():
+    blocks = slots((SMALL, BIG), (BIG, BIG), (BIG, BIG))
+    pattern = alternate(blocks)
+    assert str(pattern) == "FF-SF-SF"
+    pairs = resolve(pattern, blocks)
+    order = [slot.name for block in blocks for slot in block]
+    assert all(order.index(child) < order.index(parent) for child, parent in pairs.items())

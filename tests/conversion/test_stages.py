@@ -1,0 +1,76 @@
+from collections import OrderedDict
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from kerneldna.conversion import stages
+from kerneldna.network import surgery
+
+
+def bones(model):
+    skeleton = surgery.skeleton(model)
+    return skeleton, surgery.trace(skeleton, surgery.input_size_of(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
+        ("mobilenetv2_100", ["blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5"]),
+        ("convnext_tiny", [f"stages.{i}.blocks" for i in range(4)]),
+        ("vgg11", ["features"]),
+        ("regnetx_002", ["s3", "s4"]),
+    ],
+)
+def test_stages_are_found(name, expected):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert stages.find_stages(model) == expected
+
+
+def test_torchvision_networks_too():
+    with torch.device("meta"):
+        model = torchvision.models.mobilenet_v2()
+    assert stages.find_stages(model) == ["features"]
+
+
+def test_shortcuts_and_squeeze_and_excitation_are_not_eligible():
+    with torch.device("meta"):
+        skeleton, traced = bones(timm.create_model("seresnet50"))
+    found = stages.find_blocks(skeleton, traced, "layer2", eligible=["pointwise"])
+    names = [slot.name for slots in found.blocks.values() for slot in slots]
+    assert names[:2] == ["layer2.0.conv1", "layer2.0.conv3"]
+    assert not any("downsample" in name or ".se." in name for name in names)
+
+
+def test_kinds():
+    with torch.device("meta"):
+        skeleton, traced = bones(timm.create_model("mobilenetv2_100"))
+    depthwise = stages.find_blocks(skeleton, traced, "blocks.2", eligible=["depthwise"])
+    assert [slots[0].name for slots in depthwise.blocks.values()] == [
+        f"blocks.2.{i}.conv_dw" for i in range(3)
+    ]
+
+
+def test_a_stage_without_eligible_layers():
+    with torch.device("meta"):
+        skeleton, traced = bones(timm.create_model("resnet18"))
+    with pytest.raises(ValueError, match="stage 'layer4' has no eligible layer"):
+        stages.lay_out(skeleton, traced, {"layer4": "FS"}, eligible=["depthwise"])
+
+
+def test_deepening_needs_equal_channels():
+    with torch.device("meta"):
+        skeleton, traced = bones(timm.create_model("resnet50"))
+    with pytest.raises(ValueError, match="same channels"):
+        stages.lay_out(skeleton, traced, {"layer4": "FFF-FF-FF"}, eligible=["pointwise"])
+
+
+def test_blocks_that_are_not_numbered_cannot_be_added():
+    blocks = {name: nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)) for name in "ab"}
+    model = nn.Sequential(OrderedDict(body=nn.Sequential(OrderedDict(blocks))))
+    with pytest.raises(ValueError, match="last block 'body.b' has no number"):
+        stages.lay_out(model, surgery.trace(model, (4, 8, 8)), {"body": "F-F-F"}, eligible=["dense"])

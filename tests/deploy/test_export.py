@@ -1,0 +1,154 @@
+"""What every runtime must do: found through the registry, nothing to add for a new one."""
+
+import copy
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import kerneldna as kd
+from kerneldna.registry import runtimes
+
+RUNTIMES = runtimes.names()
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny
+
+
+@pytest.fixture
+def images():
+    return torch.randn(7, 3, 16, 16)
+
+
+def runtime(name):
+    found = runtimes.get(name)
+    if missing := [package for package in found.packages if find_spec(package) is None]:
+        pytest.skip(f"{name} needs {', '.join(missing)}")
+    return found
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_file_computes_what_pytorch_does_at_any_batch_size(name, model, images, tmp_path):
+    path = tmp_path / f"m{runtime(name).suffix}"
+    written = kd.export(model, path, runtime=name, images=images)
+    assert written.path == path
+    assert written.difference < 1e-5
+    assert written.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    run = kd.load_exported(path, runtime=name)
+    for batch in (1, 3, 7):
+        torch.testing.assert_close(run(images[:batch]), model(images[:batch]), rtol=1e-3, atol=1e-4)
+    assert isinstance(model.stage[0].conv2, kd.ChildConv2d)  # the given network is untouched
+
+
+@pytest.mark.parametrize("name", [n for n in RUNTIMES if "int8" in runtimes.get(n).storages])
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({"storage": "fp16"}, 5e-3), ({"storage": "int8"}, 0.05), ({"compute": "int8"}, 0.1)],
+)
+def test_rounded_weights_move_the_outputs_a_little(name, options, limit, model, images, tmp_path):
+    path = tmp_path / f"m{runtime(name).suffix}"
+    written = kd.export(model, path, runtime=name, images=images, calibrate=images, progress=False, **options)
+    assert 1e-6 < written.difference < limit
+
+
+@pytest.mark.parametrize("name", [n for n in RUNTIMES if n != "aot_inductor"])
+def test_throughput_mode(name, model, images, tmp_path):
+    path = tmp_path / f"m{runtime(name).suffix}"
+    kd.export(model, path, runtime=name, mode="throughput", calibrate=images, images=images, progress=False)
+    fused = kd.fuse_(copy.deepcopy(model), mode="throughput", calibrate=images, progress=False)
+    found = kd.load_exported(path, runtime=name)(images)
+    torch.testing.assert_close(found, fused(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"storage": "int4"},
+            "unknown storage 'int4'; did you mean 'int8'|unknown storage 'int4'; Known: fp32",
+        ),
+        (
+            {"compute": "int4"},
+            "unknown compute 'int4'; did you mean 'int8'|unknown compute 'int4'; Known: fp32",
+        ),
+        ({"opset": 3}, "opset 3 was given; expected 18 to|opset=3 was given; runtime .* has none, drop it"),
+        ({"images": torch.randn(2, 3, 16, 16)}, "2 images were given; the comparison needs 7"),
+        ({"mode": "fast"}, "unknown mode 'fast'"),
+        ({"mode": "throughput"}, "none was given; pass calibrate="),
+    ],
+)
+def test_wrong_use(name, options, message, model, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        kd.export(model, tmp_path / f"m{runtime(name).suffix}", runtime=name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_runtime(model, tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'onnx'"):
+        kd.export(model, tmp_path / "m.onnx", runtime="onx")
+
+
+def test_a_file_of_another_ending(model, tmp_path):
+    with pytest.raises(ValueError, match=r"'m.pth' was given; torch_export files end in .pt2"):
+        kd.export(model, tmp_path / "m.pth", runtime="torch_export")
+
+
+def test_training_mode_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        kd.export(copy.deepcopy(model).train(), tmp_path / "m.pt2", runtime="torch_export")
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_missing_package_is_named(name, model, tmp_path, monkeypatch):
+    if not runtimes.get(name).packages:
+        pytest.skip("needs nothing but torch")
+    monkeypatch.setattr("kerneldna.deploy.runtime.find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=rf"'{name}' needs .*pip install 'kerneldna\[export\]'"):
+        kd.export(model, tmp_path / "m", runtime=name)
+
+
+def test_int8_compute_needs_images(model, tmp_path):
+    runtime("onnx")
+    with pytest.raises(ValueError, match=r"ranges of activations .* none was given; pass calibrate="):
+        kd.export(model, tmp_path / "m.onnx", compute="int8")
+
+
+def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
+    module = import_module("kerneldna.deploy.export")  # kd.export is the function
+    monkeypatch.setattr(module, "_difference", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="nothing was written"):
+        kd.export(model, tmp_path / "m.pt2", runtime="torch_export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_opening_what_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give a file that export wrote"):
+        kd.load_exported(tmp_path / "m.onnx")
+    (tmp_path / "m.bin").touch()
+    with pytest.raises(
+        ValueError, match=r"no runtime's files end in '.bin'; expected one of .onnx, .pt2, .xml"
+    ):
+        kd.load_exported(tmp_path / "m.bin")
+
+
+@pytest.mark.parametrize("name", [n for n in RUNTIMES if n != "openvino"])
+def test_bf16_is_refused_where_there_is_none(name, tmp_path):
+    found = runtime(name)
+    file = tmp_path / f"m{found.suffix}"
+    file.touch()
+    with pytest.raises(ValueError, match=r"precision 'bf16' was given; .* openvino has bf16"):
+        kd.load_exported(file, runtime=name, precision="bf16")
+
+
+@pytest.mark.parametrize("method", [None, "se", "odconv"])
+def test_other_networks(method, tmp_path):
+    model = kd.create_model("resnet18", method=method, num_classes=4, width=0.125, stem="small").eval()
+    batch = 2 if method == "odconv" else None
+    assert kd.export(model, tmp_path / "m.pt2", runtime="torch_export", batch=batch).difference < 1e-5
+    if batch:
+        with pytest.raises(ValueError, match="export with a fixed batch size"):
+            kd.export(model, tmp_path / "n.pt2", runtime="torch_export")

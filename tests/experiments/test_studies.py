@@ -1,0 +1,82 @@
+"""The studies in experiments/: every cell can be run, every row has the paper's figure, tables say what they should."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kerneldna as kd
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    sys.path.insert(0, str(EXPERIMENTS))
+    import studies
+    import tables
+
+    yield studies, tables
+    sys.path.remove(str(EXPERIMENTS))
+
+
+STUDIES = ("table1", "table3", "table4", "table5", "modulation")
+
+
+@pytest.mark.parametrize("size", ["cpu", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_cell_makes_a_network(scripts, study, size):
+    studies, _ = scripts
+    cells = studies.cells(study, size)
+    assert len({cell.slug for cell in cells}) == len(cells)
+    for cell in cells:
+        spec = studies.recipe_of(cell, study, size, source="here", dataset="cifar100", seed=1).model
+        with torch.device("meta"):
+            kd.create_model(
+                spec.name,
+                method=spec.method,
+                width=spec.width,
+                stem=spec.stem,
+                num_classes=100,
+                options=spec.options or None,
+            )
+
+
+def test_rows_that_are_one_run_share_it(scripts):
+    studies, _ = scripts
+    slugs = {study: {cell.slug for cell in studies.cells(study, "cpu")} for study in STUDIES}
+    assert "resnet18-kerneldna" in slugs["table3"] & slugs["table4"] & slugs["table5"] & slugs["modulation"]
+    assert "resnet18-kerneldna-channel=false,filter=false,spatial=false" in slugs["table4"] & slugs["table5"]
+
+
+@pytest.mark.parametrize(("study", "label", "expected"), [
+    ("table1", "kernelwarehouse", 73.67), ("table3", "FS-SSF", 73.42), ("table4", "direct copying", 69.85),
+    ("table5", "channel + filter", 71.98), ("table5", "none", 69.85),
+])  # fmt: skip
+def test_each_row_has_the_figure_of_the_paper(scripts, study, label, expected):
+    studies, tables = scripts
+    cells = studies.cells(study, "full")
+    for cell in cells:
+        tables._paper(study, cell)
+    assert tables._paper(study, next(cell for cell in cells if cell.label == label)) == expected
+
+
+def test_tables_compare_seed_by_seed(scripts, tmp_path):
+    studies, tables = scripts
+    for cell, accuracies in zip(
+        studies.cells("table5", "cpu")[:2], [(0.50, 0.52, 0.51), (0.51, 0.54)], strict=True
+    ):
+        for seed, top1 in enumerate(accuracies):
+            path = studies.result_file(tmp_path, cell, "table5", "cpu", "cifar10", seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"top1": top1, "parameters": 1234}), encoding="utf-8")
+    rows = tables.read("table5", "cpu", tmp_path)
+    lines = tables.table(rows).splitlines()
+    assert lines[2] == "| none | 1,234 | 51.00 ± 1.00 |  | 69.85 |  |"
+    assert lines[3] == "| channel | 1,234 | 52.50 ± 2.12 | +1.50 (+1.00 to +2.00) | 71.82 | +1.97 |"
+    tables.draw(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000

@@ -1,0 +1,223 @@
+"""The static half of an adapter: each product against loops, its start, its gradients, and its way into a file."""
+
+import copy
+
+import pytest
+import torch
+from test_child import CONVS, naive_conv
+from torch import nn
+
+import kerneldna as kd
+from kerneldna.deploy.shared_kernels import shared_kernels
+from kerneldna.layers.child import ChildConv2d, ChildLinear
+from kerneldna.layers.modulation import MODULATIONS, NAMES, modulation_parameters
+
+KINDS = ("dense", "grouped", "depthwise", "pointwise")
+HELD = {
+    "paper": {"spatial", "filter"},
+    "position": {"position"},
+    "position_input": {"position", "input"},
+    "low_rank": {"spatial", "left", "right"},
+}
+
+
+def randomise(child):
+    for name in NAMES:
+        if (parameter := getattr(child, name)) is not None:
+            nn.init.normal_(parameter, std=0.5)
+    return child.eval()
+
+
+def make_conv(kind, modulation, **options):
+    parent, replaced = nn.Conv2d(8, 8, **CONVS[kind]), nn.Conv2d(8, 8, **CONVS[kind])
+    return parent, ChildConv2d(
+        "child", parent, replaced, channel=False, modulation=modulation, rank=3, **options
+    )
+
+
+def make_linear(modulation, **options):
+    parent, replaced = nn.Linear(8, 12), nn.Linear(8, 12)
+    return parent, ChildLinear(
+        "child", parent, replaced, channel=False, modulation=modulation, rank=3, **options
+    )
+
+
+def element(child, o, c, a, b):
+    """What one element of the kernel is multiplied by: output channel o, input channel c of the group, position (a, b)."""
+
+    def of(name, *at):
+        parameter = getattr(child, name)
+        return 0.0 if parameter is None else parameter[at[: parameter.ndim]].item()
+
+    low_rank = 0.0
+    if child.left is not None:
+        low_rank = sum(child.left[o, r].item() * child.right[r, c].item() for r in range(len(child.right)))
+    return (
+        (1 + of("spatial", 0, 0, a, b))
+        * (1 + of("filter", o, 0, 0, 0))
+        * (1 + of("position", o, 0, a, b))
+        * (1 + of("input", 0, c, 0, 0))
+        * (1 + low_rank)
+    )
+
+
+def naive_weight(child, kernel):
+    weight = torch.zeros_like(kernel)
+    shape = (*kernel.shape, 1, 1)[:4]
+    for o, c, a, b in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
+        at = (o, c, a, b)[: kernel.ndim]
+        weight[at] = kernel[at].item() * element(child, o, c, a, b)
+    return weight
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_a_convolution_equals_the_formula_as_loops(modulation, kind):
+    parent, child = make_conv(kind, modulation)
+    randomise(child)
+    held = HELD[modulation] - ({"spatial"} if kind == "pointwise" else set())
+    assert {name for name in NAMES if getattr(child, name) is not None} == held
+    x = torch.randn(2, 8, 6, 5)
+    expected = naive_conv(x, naive_weight(child, parent.weight), child.bias, child)
+    torch.testing.assert_close(child(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_a_linear_equals_the_formula_as_loops(modulation):
+    parent, child = make_linear(modulation)
+    randomise(child)
+    assert {name for name in NAMES if getattr(child, name) is not None} == HELD[modulation] - {"spatial"}
+    x = torch.randn(2, 5, 6, 8)
+    torch.testing.assert_close(child(x), x @ naive_weight(child, parent.weight).T + child.bias)
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_it_starts_as_the_parent_s_kernel(modulation):
+    for parent, child in [*(make_conv(kind, modulation) for kind in KINDS), make_linear(modulation)]:
+        assert torch.equal(child.weight, parent.weight)
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_fused_is_plain_and_equal(modulation):
+    for kind in KINDS:
+        _, child = make_conv(kind, modulation)
+        x = torch.randn(2, 8, 6, 5)
+        fused = randomise(child).fused()
+        assert type(fused) is nn.Conv2d
+        torch.testing.assert_close(fused(x), child(x))
+    _, child = make_linear(modulation)
+    x = torch.randn(2, 5, 6, 8)
+    fused = randomise(child).fused()
+    assert type(fused) is nn.Linear
+    torch.testing.assert_close(fused(x), child(x))
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_the_mean_of_a_gate_is_folded_too(modulation):
+    for kind in KINDS:
+        parent, replaced = nn.Conv2d(8, 8, **CONVS[kind]), nn.Conv2d(8, 8, **CONVS[kind])
+        child = randomise(ChildConv2d("child", parent, replaced, modulation=modulation))
+        mean, x = torch.rand(8), torch.randn(2, 8, 6, 5)
+        child.gate.gate = lambda _, mean=mean: mean[None, :, None, None]
+        torch.testing.assert_close(child.fused(mean)(x), child(x))
+
+
+def gradients_behind_a_norm(child, *, steps):
+    """The largest gradient of each parameter of the modulation after some steps behind a BatchNorm."""
+    norm = nn.BatchNorm2d(8)
+    nn.init.normal_(norm.weight)
+    optimizer = torch.optim.SGD(child.parameters(), 0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x = torch.randn(16, 8, 6, 6)
+        (norm(child(x)) * torch.randn(16, 8, 6, 6)).sum().backward()
+        optimizer.step()
+    return {name: p.grad.abs().max().item() for name, p in child.named_parameters() if name in NAMES}
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_every_parameter_learns_behind_a_batchnorm_but_the_paper_s_filter(modulation):
+    _, child = make_conv("dense", modulation)
+    found = gradients_behind_a_norm(child, steps=2)
+    assert found.keys() == HELD[modulation]
+    if modulation == "paper":  # a scale of an output channel is what the norm divides by
+        assert found.pop("filter") < 1e-4 * found["spatial"]
+    assert min(found.values()) > 0.1, found
+
+
+@pytest.mark.parametrize("modulation", ["position_input", "low_rank"])
+def test_a_pointwise_child_learns_behind_a_batchnorm(modulation):
+    _, child = make_conv("pointwise", modulation)
+    found = gradients_behind_a_norm(child, steps=2)
+    cancelled = found.pop("position", 0.0)  # of a 1x1 kernel it is a scale of an output channel
+    assert min(found.values()) > 0.1, found
+    assert cancelled < 1e-4 * min(found.values())
+
+
+def test_the_switches():
+    _, child = make_conv("dense", "paper", spatial=False)
+    assert {name for name in NAMES if getattr(child, name) is not None} == {"filter"}
+    _, child = make_conv("dense", "low_rank", spatial=False)
+    assert {name for name in NAMES if getattr(child, name) is not None} == {"left", "right"}
+    assert not modulation_parameters((8, 8, 3, 3), spatial=False, filter=False)
+    _, child = make_conv("dense", "paper", spatial=False, filter=False)
+    assert child.modulation is None
+
+
+# whole networks
+
+
+def build(modulation, settle=None, name="resnet18", **options):
+    torch.manual_seed(0)
+    options = {"modulation": modulation, "rank": 2, **options}
+    model = kd.create_model(name, method="kerneldna", num_classes=4, width=0.25, options=options)
+    return model if settle is None else settle(model, torch.randn(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_options_make_the_method_again(modulation):
+    method = kd.KernelDNA(modulation=modulation, rank=2)
+    assert method.options()["modulation"] == modulation
+    assert kd.KernelDNA(**method.options()).options() == method.options()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(modulation="positon"), "unknown modulation 'positon'; did you mean 'position'"),
+        (dict(rank=0), "rank is 0; a low-rank factor needs 1 or more"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        kd.KernelDNA(**options)
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
+def test_saved_fused_and_shared(name, modulation, settle, tmp_path):
+    model, x = build(modulation, settle, name), torch.randn(2, 3, 32, 32)
+    assert torch.equal(kd.load(kd.save(model, tmp_path))(x), model(x))
+    fused = kd.fuse_(copy.deepcopy(model))
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+    state = fused.state_dict()
+    for kernel in shared_kernels(model, fused):
+        for weight, factors in kernel.users.items():
+            found = kernel.kernel.double()
+            for factor in factors:
+                assert factor.ndim == found.ndim
+                found = found * factor
+            torch.testing.assert_close(found.float(), state[weight], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_an_onnx_file_derives_the_kernels(modulation, settle, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
+    model = build(modulation, settle, patterns={"layer3": "FS-SF", "layer4": "FF-SF"})
+    for storage, limit in {"fp32": 1e-5, "int8": 0.05}.items():
+        written = kd.export(model, tmp_path / "m.onnx", storage=storage, input_size=(3, 32, 32))
+        assert written.difference < limit
+        names = [tensor.name for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer]
+        for family in kd.plan_of(model).families:
+            assert any(name.startswith(f"{family.parent}.kernel") for name in names)
+            assert not {f"{child}.conv.weight" for child in family.children} & set(names)
