@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kerneldna.figures.style import accuracy_curves, loss_curves
+from kerneldna.figures import accuracy_curves, loss_curves
 from kerneldna.training.run_folder import RunFolder
 
 

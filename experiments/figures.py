@@ -17,7 +17,7 @@ from kerneldna.analysis.gates import gate_statistics
 from kerneldna.analysis.spatial import pairwise_distance, spatial_attentions
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import val_loader
-from kerneldna.figures import style
+from kerneldna.figures.attention_maps import attention_maps
 from kerneldna.figures.heatmap import distance_figure, gate_figure, similarity_panels
 from kerneldna.figures.pareto import save
 from kerneldna.training.run_folder import RunFolder
@@ -66,7 +66,7 @@ def main() -> None:
     # the family with the most children, its parent beside them: how far each is from it
     parent = max(families, key=lambda name: len(families[name]))
     every = {child: s for children in families.values() for child, s in children.items()}
-    save(style.attention_maps({name: s.tolist() for name, s in every.items()}), given.out / "spatial.png")
+    save(attention_maps({name: s.tolist() for name, s in every.items()}), given.out / "spatial.png")
     family = {f"{parent} (parent)": torch.zeros(3, 3), **families[parent]}
     names, distances = pairwise_distance(family)
     save(distance_figure(names, distances, title=f"Children of {parent}"), given.out / "spatial-distance.png")

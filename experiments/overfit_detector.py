@@ -25,8 +25,9 @@ from kerneldna.detection.prediction import detect, read_image
 from kerneldna.figures.detections import draw_detections
 from kerneldna.files import atomic, write_json
 from kerneldna.recipes.recipe import load_recipe
+from kerneldna.training.evaluate import evaluate
 from kerneldna.training.run_folder import RunFolder
-from kerneldna.training.trainer import evaluate, train
+from kerneldna.training.trainer import train
 
 IMAGES = 8
 LICENCES = (4, 7, 8)  # of COCO: CC BY 2.0, no known restrictions, a work of the United States government

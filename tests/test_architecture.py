@@ -1,7 +1,7 @@
 """The rules of docs/architecture.md, checked on the imports of every file under src/.
 
 Every import counts: at the top of a file, inside a function, under TYPE_CHECKING. What the registry imports
-by name does not: that is how one set reaches another.
+by name does not: that is how a set is reached from below.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 300
-ROW = re.compile(r"^\|\s*(\d+)\s*\|\s*`(\w+)/?`\s*\|", re.MULTILINE)
+ROW = re.compile(r"^\| (`.+?`) \|", re.MULTILINE)
 
 # kerneldna/__init__.py is the table of contents: it may import all, and only the command line imports it.
 LIBRARY = "kerneldna"
 SHELL = "kdna"
+# A folder that is a set: its members are found by their file name and never import each other.
+SETS = ("methods", "data.datasets", "deploy.runtimes", "training.tasks")
 
 
-def read_levels(page: str) -> dict[str, int]:
-    """Return the level of each row of the table in docs/architecture.md, by dotted module name."""
-    return {name if name == SHELL else f"{LIBRARY}.{name}": int(level) for level, name in ROW.findall(page)}
+def read_rooms(page: str) -> dict[str, int]:
+    """Return the rooms of the table in docs/architecture.md with their height: the last row stands lowest."""
+    rows = ROW.findall(page)
+    return {
+        name: len(rows) - place for place, row in enumerate(rows) for name in re.findall(r"`([\w.]+)/?`", row)
+    }
 
 
 def read_modules(src: Path) -> dict[str, Path]:
@@ -52,57 +57,56 @@ def read_imports(module: str, path: Path, known: set[str]) -> Iterator[tuple[int
                 yield node.lineno, name
 
 
-def row_of(module: str) -> str:
-    """Return the row of the table that `module` belongs to: a root file, a folder, or the command line."""
-    parts = module.split(".")
-    return SHELL if parts[0] == SHELL else ".".join(parts[:2])
+def room_of(module: str) -> str:
+    """Return the room of `module`: a folder or file of the library's root, or the command line."""
+    return SHELL if module.partition(".")[0] == SHELL else module.split(".")[1]
 
 
-def import_problem(module: str, target: str, levels: dict[str, int]) -> str | None:
+def set_of(module: str) -> str | None:
+    """Return the set that `module` is a member of."""
+    inside = module.removeprefix(f"{LIBRARY}.")
+    return next((name for name in SETS if inside.startswith(f"{name}.")), None)
+
+
+def import_problem(module: str, target: str, rooms: dict[str, int]) -> str | None:
     """Say what is wrong with `module` importing `target`, or return None."""
-    here, there = row_of(module), row_of(target)
     if target == LIBRARY:
-        if here == SHELL:
+        if room_of(module) == SHELL:
             return None
         return (
             "the table of contents, which stands above every module; import the module that defines the name"
         )
-    if there not in levels:
-        return "a module without a row in the table of docs/architecture.md; add one, or correct the name"
-    if here == there:
-        if module == here:
-            return None
-        return (
-            "a file of its own folder; files of one folder never import each other, ask the registry instead"
-        )
-    if levels[there] < levels[here]:
+    here, there = room_of(module), room_of(target)
+    if there not in rooms:
+        return "a room without a row in the table of docs/architecture.md; add one, or correct the name"
+    if here == there == SHELL:
+        return None if module == SHELL else "another command; commands share what the library offers"
+    if there == here:
+        if set_of(target) and module != f"{LIBRARY}.{set_of(target)}":
+            return "a member of a set, found by its file name alone; ask the registry instead"
         return None
-    step = "up" if levels[there] > levels[here] else "sideways"
-    return (
-        f"a step {step}, from level {levels[here]} to level {levels[there]}; "
-        "move what both need to a lower level, or ask the registry"
-    )
+    if rooms[there] < rooms[here]:
+        return None
+    return f"a step up, from {here} to {there}; move what both need to a lower room, or ask the registry"
 
 
-def find_problems(src: Path, levels: dict[str, int]) -> list[str]:
+def find_problems(src: Path, rooms: dict[str, int]) -> list[str]:
     """Return one line for each break of the import rules under `src`."""
     modules = read_modules(src)
-    known = set(modules) | set(levels)
+    known = {*modules, *(f"{LIBRARY}.{room}" for room in rooms)}
     graph: dict[str, set[str]] = {}
     problems = []
     for module, path in modules.items():
         if module == LIBRARY:
             continue
         where = path.relative_to(src.parent).as_posix()
-        if row_of(module) not in levels:
-            problems.append(
-                f"{where} has no row in the table of docs/architecture.md; add one with its level"
-            )
+        if room_of(module) not in rooms:
+            problems.append(f"{where} has no row in the table of docs/architecture.md; add one at its height")
             continue
         imports = list(read_imports(module, path, known))
         graph[module] = {target for _, target in imports}
         for line, target in imports:
-            problem = import_problem(module, target, levels)
+            problem = import_problem(module, target, rooms)
             if problem:
                 problems.append(f"{where}:{line} imports {target}: {problem}")
     try:
@@ -124,17 +128,17 @@ def find_long_files(*folders: Path) -> list[str]:
     return problems
 
 
-LEVELS = read_levels((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+ROOMS = read_rooms((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
 
 
 def test_the_table_is_read():
-    assert LEVELS["kerneldna.registry"] == 0
-    assert LEVELS["kerneldna.methods"] > LEVELS["kerneldna.convert"]
-    assert LEVELS["kdna"] == max(LEVELS.values())
+    assert ROOMS["registry"] == ROOMS["files"] == 1
+    assert ROOMS["layers"] < ROOMS["network"] < ROOMS["conversion"] < ROOMS["methods"]
+    assert ROOMS["kdna"] == max(ROOMS.values())
 
 
 def test_imports_flow_down():
-    problems = find_problems(ROOT / "src", LEVELS)
+    problems = find_problems(ROOT / "src", ROOMS)
     assert not problems, "\n".join(["", *problems])
 
 
@@ -143,9 +147,20 @@ def test_no_file_is_too_long():
     assert not problems, "\n".join(["", *problems])
 
 
+def test_the_root_holds_few_files():
+    assert len(list((ROOT / "src" / LIBRARY).glob("*.py"))) <= 10
+
+
+def test_tests_mirror_the_tree():
+    tests, source = ROOT / "tests", ROOT / "src"
+    rooms = {path.name for path in (source / LIBRARY).iterdir() if path.is_dir()} | {SHELL}
+    found = {path.name for path in tests.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert found - rooms <= {"experiments", "benchmarks", "fixtures"}
+
+
 # The checker itself, on small trees that break one rule each.
 
-TABLE = {"kerneldna.low": 0, "kerneldna.plan": 1, "kerneldna.fuse": 1, "kerneldna.methods": 2, "kdna": 3}
+TABLE = {"low": 0, "network": 1, "methods": 2, "data": 3, "kdna": 4}
 
 
 def write_tree(src: Path, files: dict[str, str]) -> Path:
@@ -158,55 +173,53 @@ def write_tree(src: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     ("file", "text", "expected"),
     [
-        ("low.py", "import torch\nimport kerneldna.plan", "low.py:2 imports kerneldna.plan: a step up"),
-        ("plan.py", "from kerneldna.fuse import fuse_", "a step sideways, from level 1 to level 1"),
-        ("plan.py", "from .methods import eca", "imports kerneldna.methods"),
-        (
-            "plan.py",
-            "def f():\n    from kerneldna import fuse",
-            "plan.py:2 imports kerneldna.fuse: a step sideways",
-        ),
-        (
-            "plan.py",
-            "if TYPE_CHECKING:\n    import kerneldna.methods.eca",
-            "a step up, from level 1 to level 2",
-        ),
-        ("plan.py", "from kerneldna import create_model", "imports kerneldna: the table of contents"),
-        ("plan.py", "import kerneldna.typo", "imports kerneldna.typo: a module without a row"),
-        (
-            "methods/eca.py",
-            "from .odconv import gate",
-            "imports kerneldna.methods.odconv: a file of its own folder",
-        ),
-        ("methods/eca.py", "from kdna import app", "imports kdna: a step up, from level 2 to level 3"),
+        ("low.py", "import torch\nimport kerneldna.network", "low.py:2 imports kerneldna.network: a step up"),
+        ("network/trace.py", "from ..methods import eca", "imports kerneldna.methods.eca: a step up"),
+        ("low.py", "def f():\n    from kerneldna import network", "low.py:2 imports kerneldna.network"),
+        ("low.py", "if TYPE_CHECKING:\n    import kerneldna.network.trace", "a step up, from low to network"),
+        ("low.py", "from kerneldna import create_model", "imports kerneldna: the table of contents"),
+        ("low.py", "import kerneldna.typo", "imports kerneldna.typo: a room without a row"),
+        ("methods/eca.py", "from .odconv import gate", "imports kerneldna.methods.odconv: a member of a set"),
+        ("data/samples.py", "from .datasets.cifar import load", "cifar: a member of a set"),
+        ("data/datasets/coco.py", "from .cifar import load", "cifar: a member of a set"),
+        ("methods/eca.py", "from kdna import app", "imports kdna: a step up, from methods to kdna"),
         ("extra.py", "", "src/kerneldna/extra.py has no row in the table"),
-        ("../kdna/train.py", "from kdna import app", "imports kdna: a file of its own folder"),
-        ("../kdna/train.py", "import kdna.fuse", "imports kdna.fuse: a file of its own folder"),
+        ("../kdna/train.py", "from kdna import app", "imports kdna: another command"),
+        ("../kdna/train.py", "import kdna.fuse", "imports kdna.fuse: another command"),
     ],
 )
 def test_a_broken_rule_is_reported(tmp_path: Path, file: str, text: str, expected: str):
-    files = {"kerneldna/methods/odconv.py": "", f"kerneldna/{file}": text}
-    problems = find_problems(write_tree(tmp_path / "src", files), TABLE)
+    members = {
+        "kerneldna/methods/odconv.py": "",
+        "kerneldna/methods/eca.py": "",
+        "kerneldna/data/datasets/cifar.py": "",
+    }
+    problems = find_problems(write_tree(tmp_path / "src", {**members, f"kerneldna/{file}": text}), TABLE)
     assert len(problems) == 1
     assert expected in problems[0]
 
 
 def test_a_circle_is_reported(tmp_path: Path):
-    files = {"kerneldna/low.py": "import kerneldna.plan", "kerneldna/plan.py": "import kerneldna.low"}
+    files = {
+        "kerneldna/network/a.py": "import kerneldna.network.b",
+        "kerneldna/network/b.py": "from kerneldna.network import a",
+    }
     problems = find_problems(write_tree(tmp_path / "src", files), TABLE)
-    assert problems[0].startswith("src/kerneldna/low.py:1 imports kerneldna.plan: a step up")
-    assert re.search(
-        r"circle: (kerneldna\.low -> kerneldna\.plan|kerneldna\.plan -> kerneldna\.low) -> ", problems[1]
-    )
+    assert len(problems) == 1
+    assert re.search(r"circle: (kerneldna\.network\.[ab] -> ){2}", problems[0])
 
 
 def test_what_the_rules_allow(tmp_path: Path):
     files = {
-        "kerneldna/__init__.py": "from kerneldna.plan import plan\nfrom kerneldna.methods.eca import ECA",
+        "kerneldna/__init__.py": "from kerneldna.network.plan import plan\nfrom kerneldna.methods.eca import ECA",
         "kerneldna/low.py": "import torch\nfrom importlib import import_module",
-        "kerneldna/plan.py": "from . import low\nfrom kerneldna.low import x",
+        "kerneldna/network/__init__.py": "from kerneldna.network.plan import plan",
+        "kerneldna/network/trace.py": "from kerneldna import low",
+        "kerneldna/network/plan.py": "from . import trace\nfrom kerneldna.low import x",
         "kerneldna/methods/__init__.py": "from kerneldna.methods import eca",
-        "kerneldna/methods/eca.py": "import datasets\nfrom ..plan import plan",
+        "kerneldna/methods/eca.py": "import datasets\nfrom ..network.plan import plan",
+        "kerneldna/data/samples.py": "",
+        "kerneldna/data/datasets/cifar.py": "from kerneldna.data.samples import x",
         "kdna/__init__.py": "from kdna.train import train",
         "kdna/train.py": "import kerneldna as kd\nfrom kerneldna import methods, create_model",
     }

@@ -34,9 +34,9 @@ def make_app() -> Typer:
         bench,
         demo,
         evaluate,
+        expand,
         export,
         fuse,
-        hydrate,
         inspect,
         listing,
         predict,
@@ -60,7 +60,7 @@ def make_app() -> Typer:
         "fuse": fuse.fuse,
         "predict": predict.predict,
         "export": export.export,
-        "hydrate": hydrate.hydrate,
+        "expand": expand.expand,
         "bench": bench.bench,
         "report": report.report,
         "list": listing.listing,
@@ -68,6 +68,7 @@ def make_app() -> Typer:
     }
     for name, command in commands.items():
         app.command(name)(_reported(command))
+    app.command("hydrate", hidden=True)(_reported(expand.expand))  # its name before 0.1
     return app
 
 

@@ -62,8 +62,9 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     from kerneldna import checkpoint
     from kerneldna.recipes.recipe import load_recipe
     from kerneldna.report import summary
+    from kerneldna.training.evaluate import evaluate
     from kerneldna.training.run_folder import RunFolder
-    from kerneldna.training.trainer import evaluate, train
+    from kerneldna.training.trainer import train
 
     recipe = load_recipe(name, overrides=[] if epochs is None else [f"schedule.epochs={epochs}"])
     folder = RunFolder(path)

@@ -31,8 +31,8 @@ def evaluate(
     """Measure a trained network, or an exported file, on the validation images of its recipe."""
     import kerneldna as kd
     from kerneldna.recipes.recipe import load_recipe
+    from kerneldna.training.evaluate import evaluate
     from kerneldna.training.run_folder import RunFolder
-    from kerneldna.training.trainer import evaluate
 
     folder = RunFolder(run)
     folder.recipe()

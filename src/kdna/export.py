@@ -47,23 +47,16 @@ def export(
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
     import kerneldna as kd
-    from kerneldna.detection.detectors import BackboneImages
     from kerneldna.registry import runtimes
-    from kerneldna.training.accuracy import headline
-    from kerneldna.training.run_folder import model_folder, recipe_of
-    from kerneldna.training.trainer import calibration_images
+    from kerneldna.training.opened_run import OpenedRun
 
     path = out or run / f"{part or 'model'}{runtimes.get(runtime).suffix}"
-    model = kd.load(model_folder(run))
-    recipe = recipe_of(run)
-    needs = mode == "throughput" or compute == "int8"
-    data: Any = calibration_images(recipe, source=calibrate, images=images) if recipe and needs else None
-    compared = None
-    if recipe is not None:
-        some = calibration_images(recipe, source=calibrate, images=max(batch or 0, 7))
-        compared = _joined([x for x, _ in some])
-        if data is not None and recipe.task == "detection":
-            data = BackboneImages(model, data)
+    opened = OpenedRun(run)
+    model = opened.network()
+    calibrated = mode == "throughput" or compute == "int8"
+    data = opened.calibration(model, source=calibrate, images=images) if calibrated else None
+    # a network alone is compared with PyTorch on random images
+    compared = opened.sample(max(batch or 0, 7), source=calibrate) if opened.recipe else None
     written = kd.export(
         model,
         path,
@@ -81,21 +74,12 @@ def export(
     rounded = "int8" in (storage, compute)
     figures: dict[str, dict[str, float]] = {}
     whole = batch is None and part is None
-    if recipe is not None and whole and (rounded if evaluate is None else evaluate):
+    if opened.recipe and whole and (rounded if evaluate is None else evaluate):
         file = kd.load_exported(path, runtime=runtime)
-        figures = headline({"pytorch": model, runtime: file}, recipe, progress=progress)
+        figures = opened.compare({"pytorch": model, runtime: file}, progress=progress)
     return {
         "file": str(written.path),
         "bytes": written.bytes,
         "difference": written.difference,
         **figures,
     }
-
-
-def _joined(batches: list[Any]) -> Any:
-    """Return the images of all batches: as one, or as a list where each has its own size, as a detector's have."""
-    import torch
-
-    if all(isinstance(batch, torch.Tensor) for batch in batches):
-        return torch.cat(batches)
-    return [image for batch in batches for image in batch]

@@ -35,23 +35,14 @@ def fuse(
 
     import kerneldna as kd
     from kerneldna.conversion.convert import network_of, state_of
-    from kerneldna.detection.detectors import BackboneImages
-    from kerneldna.training.accuracy import headline
-    from kerneldna.training.run_folder import model_folder, recipe_of
-    from kerneldna.training.trainer import calibration_images
+    from kerneldna.training.opened_run import OpenedRun
 
-    model = kd.load(model_folder(run))
-    recipe = recipe_of(run)
+    opened = OpenedRun(run)
+    model = opened.network()
     data = None
     if mode == "throughput":
-        if recipe is None:
-            raise ValueError(
-                f"'{run}' holds no recipe, which says what images to calibrate on; give the run folder of kdna train"
-            )
         # BatchNorm's statistics are those of training: on images that are not varied the accuracy falls by points
-        data = calibration_images(recipe, source=calibrate, images=images, augmented=recalibrate_norms)
-        if recipe.task == "detection":
-            data = BackboneImages(model, data)
+        data = opened.calibration(model, source=calibrate, images=images, augmented=recalibrate_norms)
     elif calibrate:
         raise ValueError("--calibrate is for --mode throughput; accuracy mode keeps the gates")
     fused = {mode: copy.deepcopy(model)}
@@ -60,9 +51,7 @@ def fuse(
     for name, network in fused.items():
         throughput: dict[str, Any] = {"calibrate": data, "recalibrate_norms": recalibrate_norms}
         kd.fuse_(network, mode=name, progress=progress, **(throughput if name == "throughput" else {}))
-    figures: dict[str, dict[str, float]] = {}
-    if evaluate and recipe is not None:
-        figures = headline({"unfused": model, **fused}, recipe, progress=progress)
+    figures = opened.compare({"unfused": model, **fused}, progress=progress) if evaluate else {}
     saved = kd.save(fused[mode], out or run / "fused")
     state = state_of(network_of(fused[mode]))
     noted = {key: value for key, value in state["fused"].items() if key != "folded"}

@@ -23,11 +23,11 @@ def inspect(
     import yaml
 
     import kerneldna as kd
-    from kerneldna.training.run_folder import model_folder
+    from kerneldna.training.opened_run import OpenedRun
 
     options = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in set_ or [])}
     if Path(model).is_dir():
-        network = kd.load(model_folder(Path(model)))
+        network = OpenedRun(model).network()
     else:
         network = kd.create_model(model, method=method, options=options, width=width, stem=stem)
     plan = kd.plan_of(network)

@@ -33,14 +33,13 @@ def predict(
     Photographs are turned upright as their EXIF data say, and boxes are pixels of the upright image. The list
     holds label, score and box of each object by file name; it is not COCO's format of results.
     """
-    import kerneldna as kd
     from kerneldna.detection.prediction import predict
-    from kerneldna.training.run_folder import model_folder
+    from kerneldna.training.opened_run import OpenedRun
 
     if model is not None and model.is_file():
         raise ValueError(f"--model '{model}' is a file; give a model folder, such as kdna fuse writes")
     done = predict(
-        kd.load(model or model_folder(run)),
+        OpenedRun(model or run).network(),
         images,
         out,
         threshold=threshold,

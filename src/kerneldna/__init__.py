@@ -5,12 +5,15 @@
 A child is a convolution whose kernel is its parent's times two small learnt tensors; its input is gated per channel; that is all.
 """
 
+import warnings
 from importlib.metadata import version
+from typing import Any
 
+from kerneldna import analysis, detection, figures
 from kerneldna.checkpoint import load, save
 from kerneldna.conversion.convert import Description, Method, convert_, describe, plan, plan_of
 from kerneldna.conversion.plan import Family, Plan
-from kerneldna.deploy.expand import hydrate
+from kerneldna.deploy.expand import expand
 from kerneldna.deploy.export import Exported, export, load_exported
 from kerneldna.deploy.fuse import fuse_
 from kerneldna.deploy.speed_up import Fast, speed_up
@@ -31,13 +34,16 @@ __all__ = [
     "KernelDNA",
     "Method",
     "Plan",
+    "analysis",
     "convert_",
     "create_detector",
     "create_model",
     "describe",
+    "detection",
+    "expand",
     "export",
+    "figures",
     "fuse_",
-    "hydrate",
     "list_methods",
     "list_models",
     "load",
@@ -48,3 +54,12 @@ __all__ = [
     "speed_up",
     "step_schedules",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "hydrate":
+        warnings.warn(
+            "kd.hydrate is now kd.expand; the old name goes in 0.2", DeprecationWarning, stacklevel=2
+        )
+        return expand
+    raise AttributeError(f"module 'kerneldna' has no attribute {name!r}")

@@ -107,9 +107,9 @@ def test_each_shared_kernel_stands_once(storage, detector, images, tmp_path):
     if storage == "fp32":
         full = kd.export(kd.fuse_(copy.deepcopy(detector)), tmp_path / "full.onnx", images=images)
         assert full.bytes - small.bytes > 100_000
-    kd.hydrate(small.path, tmp_path / "hydrated.onnx")
+    kd.expand(small.path, tmp_path / "expanded.onnx")
     found, same = (
-        kd.load_exported(file, threads=1)(images[:1])[0] for file in (small.path, tmp_path / "hydrated.onnx")
+        kd.load_exported(file, threads=1)(images[:1])[0] for file in (small.path, tmp_path / "expanded.onnx")
     )
     assert all(torch.equal(same[name], value) for name, value in found.items())
 

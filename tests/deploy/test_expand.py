@@ -28,7 +28,7 @@ def test_nodes_on_constants_become_initializers(tmp_path):
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
     save(tmp_path / "a.onnx", nodes, {"k": kernel, "s": scale})
-    assert kd.hydrate(tmp_path / "a.onnx", tmp_path / "b.onnx") == tmp_path / "b.onnx"
+    assert kd.expand(tmp_path / "a.onnx", tmp_path / "b.onnx") == tmp_path / "b.onnx"
     graph = onnx.load(tmp_path / "b.onnx").graph
     assert [node.op_type for node in graph.node] == ["MatMul"]
     assert [tensor.name for tensor in graph.initializer] == ["w"]
@@ -42,13 +42,13 @@ def test_a_file_without_derived_weights_stays_and_may_be_its_own_target(tmp_path
         {"w": np.ones((3, 2), np.float32)},
     )
     before = (tmp_path / "a.onnx").read_bytes()
-    kd.hydrate(tmp_path / "a.onnx", tmp_path / "a.onnx")
+    kd.expand(tmp_path / "a.onnx", tmp_path / "a.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == before
 
 
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="give an ONNX file that export wrote"):
-        kd.hydrate(tmp_path / "a.onnx", tmp_path / "b.onnx")
+        kd.expand(tmp_path / "a.onnx", tmp_path / "b.onnx")
     (tmp_path / "a.onnx").write_bytes(b"not a graph")
     with pytest.raises(ValueError, match="is not an ONNX file"):
-        kd.hydrate(tmp_path / "a.onnx", tmp_path / "b.onnx")
+        kd.expand(tmp_path / "a.onnx", tmp_path / "b.onnx")

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from kerneldna.recipes.recipe import list_recipes, load_recipe
+from kerneldna.training.evaluate import evaluate
 from kerneldna.training.task import Task
-from kerneldna.training.trainer import evaluate, train
+from kerneldna.training.trainer import train
 
 pytest.importorskip("pycocotools")
 pytestmark = pytest.mark.slow

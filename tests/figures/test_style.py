@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from kerneldna.figures import style
+from kerneldna.figures import attention_maps, curves, style
 
 CURVES = {
     "epoch": [1, 2, 3],
@@ -26,7 +26,7 @@ def legend(figure):
 
 
 def test_loss_draws_training_dashed_and_validation_solid():
-    figure = style.loss_curves([("plain", CURVES)])
+    figure = curves.loss_curves([("plain", CURVES)])
 
     assert [(line.get_linestyle(), list(line.get_ydata())) for line in lines(figure)] == [
         ("--", CURVES["train_loss"]),
@@ -36,8 +36,8 @@ def test_loss_draws_training_dashed_and_validation_solid():
 
 
 def test_a_run_keeps_its_colour_where_another_has_no_curves():
-    loss = style.loss_curves([("plain", CURVES), ("KernelDNA", CURVES)])
-    accuracy = style.accuracy_curves([("plain", {}), ("KernelDNA", CURVES)])
+    loss = curves.loss_curves([("plain", CURVES), ("KernelDNA", CURVES)])
+    accuracy = curves.accuracy_curves([("plain", {}), ("KernelDNA", CURVES)])
 
     assert {line.get_color() for line in lines(loss)} == set(style.RUN_COLOURS[:2])
     assert [line.get_color() for line in lines(accuracy)] == [style.RUN_COLOURS[1]]
@@ -45,20 +45,20 @@ def test_a_run_keeps_its_colour_where_another_has_no_curves():
 
 
 def test_more_runs_than_colours_start_again():
-    figure = style.accuracy_curves([(str(index), CURVES) for index in range(7)])
+    figure = curves.accuracy_curves([(str(index), CURVES) for index in range(7)])
 
     assert lines(figure)[6].get_color() == style.RUN_COLOURS[0]
 
 
 def test_accuracy_is_drawn_in_percent():
-    axis = style.accuracy_curves([("plain", CURVES)]).axes[0].yaxis
+    axis = curves.accuracy_curves([("plain", CURVES)]).axes[0].yaxis
 
     assert axis.get_major_formatter()(0.975, 0) == "97.5"
 
 
 def test_one_epoch_is_drawn_as_a_point_and_nan_is_allowed():
-    one = style.accuracy_curves([("plain", {"epoch": [1], "top1": [0.5]})])
-    gap = style.accuracy_curves([("plain", {"epoch": [1, 2, 3], "top1": [0.5, math.nan, 0.6]})])
+    one = curves.accuracy_curves([("plain", {"epoch": [1], "top1": [0.5]})])
+    gap = curves.accuracy_curves([("plain", {"epoch": [1, 2, 3], "top1": [0.5, math.nan, 0.6]})])
 
     assert lines(one)[0].get_marker() == "o"
     assert "svg" in style.to_svg(gap, prefix="a", label="")
@@ -69,18 +69,18 @@ def test_curves_of_another_length_than_epochs():
         r"run 'plain' has 1 values of top1 for 3 epochs; give one value an epoch, nan where there is none"
     )
     with pytest.raises(ValueError, match=message):
-        style.accuracy_curves([("plain", {"epoch": [1, 2, 3], "top1": [0.5]})])
+        curves.accuracy_curves([("plain", {"epoch": [1, 2, 3], "top1": [0.5]})])
 
 
 def test_long_names_get_a_legend_row_each():
-    short = style.accuracy_curves([("a", CURVES), ("b", CURVES)])
-    long = style.accuracy_curves([("a" * 40, CURVES), ("b" * 40, CURVES)])
+    short = curves.accuracy_curves([("a", CURVES), ("b", CURVES)])
+    long = curves.accuracy_curves([("a" * 40, CURVES), ("b" * 40, CURVES)])
 
     assert long.get_figheight() > short.get_figheight()
 
 
 def test_attention_maps_share_a_scale_centred_at_zero():
-    figure = style.attention_maps({"conv1": GRID, "conv2": [[0.9]]})
+    figure = attention_maps({"conv1": GRID, "conv2": [[0.9]]})
     *maps, bar = figure.axes
 
     assert [axes.get_title() for axes in maps] == ["conv1", "conv2"]
@@ -89,8 +89,8 @@ def test_attention_maps_share_a_scale_centred_at_zero():
 
 
 def test_attention_maps_show_the_first_row_on_top_and_numbers_in_small_ones():
-    small = style.attention_maps({"conv1": GRID}).axes[0]
-    large = style.attention_maps({"conv1": [[0.1] * 7] * 7}).axes[0]
+    small = attention_maps({"conv1": GRID}).axes[0]
+    large = attention_maps({"conv1": [[0.1] * 7] * 7}).axes[0]
 
     assert small.yaxis_inverted()
     assert [text.get_text() for text in small.texts][:3] == ["+0.10", "−0.20", "+0.00"]
@@ -98,23 +98,23 @@ def test_attention_maps_show_the_first_row_on_top_and_numbers_in_small_ones():
 
 
 def test_attention_maps_take_a_given_limit_and_untrained_children():
-    given = style.attention_maps({"conv1": GRID}, limit=2.0).axes[0]
-    zeros = style.attention_maps({"conv1": [[0.0]]}).axes[0]
+    given = attention_maps({"conv1": GRID}, limit=2.0).axes[0]
+    zeros = attention_maps({"conv1": [[0.0]]}).axes[0]
 
     assert given.collections[0].get_clim() == (-2.0, 2.0)
     assert zeros.collections[0].get_clim() == (-1.0, 1.0)
 
 
 def test_many_children_go_on_in_further_rows():
-    one = style.attention_maps({str(index): GRID for index in range(6)})
-    two = style.attention_maps({str(index): GRID for index in range(7)})
+    one = attention_maps({str(index): GRID for index in range(6)})
+    two = attention_maps({str(index): GRID for index in range(7)})
 
     assert two.get_figheight() == pytest.approx(2 * one.get_figheight())
 
 
 def test_attention_maps_refuse_nothing():
     with pytest.raises(ValueError, match="maps is empty; expected child names"):
-        style.attention_maps({})
+        attention_maps({})
 
 
 @pytest.mark.parametrize("grid", [[[1.0, 2.0], [3.0]], [], [[]]])
@@ -122,11 +122,11 @@ def test_attention_maps_refuse_ragged_grids(grid):
     with pytest.raises(
         ValueError, match=r"spatial attention of 'conv1' has rows of .* expected k_h rows of k_w"
     ):
-        style.attention_maps({"conv1": grid})
+        attention_maps({"conv1": grid})
 
 
 def test_svg_is_one_element_of_its_own():
-    text = style.to_svg(style.loss_curves([("<b> & $x$", CURVES)]), prefix="loss", label='a "label"')
+    text = style.to_svg(curves.loss_curves([("<b> & $x$", CURVES)]), prefix="loss", label='a "label"')
     root = ElementTree.fromstring(text)
     ids = [element.get("id") for element in root.iter() if element.get("id")]
 
@@ -140,7 +140,7 @@ def test_svg_is_one_element_of_its_own():
 
 
 def test_svg_references_point_at_its_own_ids():
-    text = style.to_svg(style.attention_maps({"conv1": GRID}), prefix="a", label="")
+    text = style.to_svg(attention_maps({"conv1": GRID}), prefix="a", label="")
     root = ElementTree.fromstring(text)
     ids = {element.get("id") for element in root.iter()}
     references = [element.get("href", "") for element in root.iter("use")]
@@ -152,7 +152,7 @@ def test_svg_references_point_at_its_own_ids():
 
 
 def test_svg_follows_the_theme_of_its_page_and_is_the_same_every_time():
-    figures = [style.to_svg(style.loss_curves([("plain", CURVES)]), prefix="a", label="") for _ in range(2)]
+    figures = [style.to_svg(curves.loss_curves([("plain", CURVES)]), prefix="a", label="") for _ in range(2)]
 
     assert f"var(--run-0, {style.RUN_COLOURS[0]})" in figures[0]
     assert f"var(--muted, {style.MUTED})" in figures[0]
@@ -162,4 +162,4 @@ def test_svg_follows_the_theme_of_its_page_and_is_the_same_every_time():
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"install it with: pip install 'kerneldna\[plots\]'"):
-        style.loss_curves([("plain", CURVES)])
+        curves.loss_curves([("plain", CURVES)])

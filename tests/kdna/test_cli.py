@@ -43,7 +43,7 @@ def test_help_does_not_wait_for_torch():
         "except SystemExit: assert not {'torch', 'kerneldna', 'lightning'} & set(sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for command in ("demo", "train", "eval", "inspect", "fuse", "export", "hydrate", "bench", "list"):
+    for command in ("demo", "train", "eval", "inspect", "fuse", "export", "expand", "bench", "list"):
         assert f" {command} " in shown
 
 
@@ -74,12 +74,12 @@ def test_fuse_measures_both_modes_from_one_checkpoint(run, tmp_path):
     assert "top1" not in anew
 
 
-def test_export_hydrate_and_eval_of_a_file(run, tmp_path):
+def test_export_expand_and_eval_of_a_file(run, tmp_path):
     small, full = tmp_path / "m.onnx", tmp_path / "full.onnx"
     found = last_line(call("export", run, "--out", small, "--storage", "int8", "--no-progress"))
     assert found["bytes"] == small.stat().st_size
     assert found["top1"].keys() == {"pytorch", "onnx"}
-    assert last_line(call("hydrate", small, "--out", full))["bytes"] > 3 * found["bytes"]
+    assert last_line(call("expand", small, "--out", full))["bytes"] > 3 * found["bytes"]
     measured = last_line(call("eval", run, "--model", full, "--no-progress"))
     assert measured["top1"] == pytest.approx(found["top1"]["onnx"])
 
@@ -120,7 +120,7 @@ def test_resume_of_a_finished_run_gives_its_figure_again(run):
         (["table", "6"], "no table 6; this command has tables 1 to 5"),
         (["export", "/nowhere"], "no config.json"),
         (["export", "/nowhere", "--runtime", "onx"], "did you mean 'onnx'"),
-        (["hydrate", "/nowhere", "--out", "/nowhere"], "give an ONNX file that export wrote"),
+        (["expand", "/nowhere", "--out", "/nowhere"], "give an ONNX file that export wrote"),
         (["fuse", "/nowhere", "--mode", "fast"], "no config.json"),
     ],
 )

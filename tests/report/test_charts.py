@@ -3,7 +3,7 @@ import math
 from dataclasses import replace
 
 from kerneldna.report.charts import chart_data, embed, has_curves
-from kerneldna.report.run import RunReport
+from kerneldna.report.run_report import RunReport
 
 RUN = RunReport(name="plain", parameters=1_000_000, macs=2_000_000, stored_bytes=4 * 2**20, top1=0.5)
 

@@ -16,9 +16,10 @@ import torch
 from kerneldna.files import write_text
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
-from kerneldna.training import trainer
+from kerneldna.training import lightning_setup, trainer
+from kerneldna.training.evaluate import evaluate
 from kerneldna.training.tasks.classification import Classification
-from kerneldna.training.trainer import evaluate, train
+from kerneldna.training.trainer import train
 
 EPOCHS, STEPS = 3, 3  # steps in an epoch
 
@@ -228,7 +229,7 @@ def test_evaluate_asks_for_what_it_lacks(tmp_path):
 def test_loggers(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"unknown logger 'tensorbord'; did you mean 'tensorboard'\?"):
         run(tiny(), tmp_path, loggers=["tensorbord"])
-    monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lightning_setup.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs the package wandb, .* pip install wandb"):
         run(tiny(), tmp_path, loggers=["csv", "wandb"])
     assert not (tmp_path / "recipe.yaml").exists()

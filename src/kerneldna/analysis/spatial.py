@@ -1,6 +1,6 @@
 """What children learnt over the positions of their parent's kernel (KernelDNA, arXiv 2503.23379, Fig. 7); how far apart they are.
 
-`kerneldna.figures.style.attention_maps` draws the children of one parent side by side, `kerneldna.figures.heatmap.distance_figure`
+`kerneldna.figures.attention_maps` draws the children of one parent side by side, `kerneldna.figures.heatmap.distance_figure`
 the distances.
 """
 

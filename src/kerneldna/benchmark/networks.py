@@ -19,11 +19,10 @@ import timm
 import torch
 from torch import nn
 
-from kerneldna import checkpoint
 from kerneldna.conversion.convert import Method
 from kerneldna.models import create_model
 from kerneldna.registry import methods, suggest
-from kerneldna.training.run_folder import RunFolder, model_folder, recipe_of
+from kerneldna.training.opened_run import OpenedRun
 
 log = logging.getLogger(__name__)
 VARIANTS = ("accuracy", "throughput", "plain")
@@ -123,17 +122,16 @@ def _folder(path: Path, variant: str) -> Contestant:
         raise ValueError(
             f"'{path}@plain': a folder holds one trained network; name the plain one, such as resnet18/{SHARING}@plain"
         )
-    if (recipe := recipe_of(path)) is not None and recipe.task != "classification":
+    run = OpenedRun(path)
+    if run.task not in (None, "classification"):
         raise ValueError(
-            f"the run in '{path}' has the task {recipe.task!r}; what is timed here are networks that take a batch of images"
+            f"the run in '{path}' has the task {run.task!r}; what is timed here are networks that take a batch of images"
         )
-    run = RunFolder(path)
-    accuracy = (
-        run.read_result().get("top1") if run.result_file.is_file() and variant != "throughput" else None
-    )
+    measured = run.folder.result_file.is_file() and variant != "throughput"
+    accuracy = run.folder.read_result().get("top1") if measured else None
     label = path.resolve().name + (f"@{variant}" if variant else "")
     mode = "throughput" if variant == "throughput" else "accuracy"
-    return Contestant(label, lambda: checkpoint.load(model_folder(path)), mode, accuracy)
+    return Contestant(label, run.network, mode, accuracy)
 
 
 def _unshared(method: Any) -> Method | None:

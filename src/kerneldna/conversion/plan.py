@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kerneldna.network.survey import Skip
+
 
 @dataclass(frozen=True)
 class Size:
@@ -72,14 +74,6 @@ class Change:
     name: str
     becomes: str
     group: str | None = None
-
-
-@dataclass(frozen=True)
-class Skip:
-    """One layer that a method leaves as it is although it looks at such layers, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)

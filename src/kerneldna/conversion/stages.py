@@ -16,10 +16,11 @@ from torch import nn
 
 from kerneldna.conversion import pattern as patterns_
 from kerneldna.conversion.pattern import Pattern, Slot
-from kerneldna.conversion.plan import Block, Layer, Skip, Stage
+from kerneldna.conversion.plan import Block, Layer, Stage
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, is_plain, is_shortcut, kind_of
 from kerneldna.network.surgery import Trace
+from kerneldna.network.survey import Skip
 
 KINDS = ("dense", "pointwise", "depthwise")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -1,4 +1,4 @@
-"""`hydrate`: write out the derived weights of an ONNX file, for runtimes that do not compute them once while they load."""
+"""`expand`: write out the derived weights of an ONNX file, for runtimes that do not compute them once while they load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 
-def hydrate(path: str | Path, out: str | Path) -> Path:
+def expand(path: str | Path, out: str | Path) -> Path:
     """Write an ONNX file whose derived weights are written out: for runtimes that do not compute them once at loading.
 
     Args:
@@ -36,13 +36,13 @@ def hydrate(path: str | Path, out: str | Path) -> Path:
         model = onnx.load(str(path))
     except DecodeError as error:
         raise ValueError(f"{str(path)!r} is not an ONNX file: {error}") from error
-    hydrate_(model)
+    expand_(model)
     with atomic(out) as part:
         onnx.save(model, str(part))
     return Path(out)
 
 
-def hydrate_(model: ModelProto) -> None:
+def expand_(model: ModelProto) -> None:
     """Compute every node that depends on constants alone, in place, as ONNX Runtime would at loading."""
     import onnx
     import onnxruntime

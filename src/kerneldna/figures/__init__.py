@@ -1,1 +1,21 @@
-"""Numbers in, pictures out."""
+"""Numbers in, pictures out. matplotlib is imported by the figures that need it, when they are drawn."""
+
+from kerneldna.figures.attention_maps import attention_maps
+from kerneldna.figures.curves import accuracy_curves, loss_curves
+from kerneldna.figures.detections import draw_detections
+from kerneldna.figures.diagram import stage_svg
+from kerneldna.figures.heatmap import distance_figure, gate_figure, similarity_figure, similarity_panels
+from kerneldna.figures.pareto import throughput_figure
+
+__all__ = [
+    "accuracy_curves",
+    "attention_maps",
+    "distance_figure",
+    "draw_detections",
+    "gate_figure",
+    "loss_curves",
+    "similarity_figure",
+    "similarity_panels",
+    "stage_svg",
+    "throughput_figure",
+]

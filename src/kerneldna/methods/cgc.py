@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import DynamicLayer, full_precision
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
-from kerneldna.network.survey import Convolution
+from kerneldna.network.survey import Convolution, Skip
 from kerneldna.registry import methods
 
 _SPLIT = 16

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
@@ -29,6 +29,7 @@ from kerneldna.layers.dynamic import (
 )
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
+from kerneldna.network.survey import Skip
 from kerneldna.registry import methods
 
 _MIN_HIDDEN = 2

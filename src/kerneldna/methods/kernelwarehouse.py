@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from kerneldna.conversion.plan import Change, Plan, Skip
+from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
@@ -31,7 +31,7 @@ from kerneldna.layers.dynamic import (
     kernel_shape,
 )
 from kerneldna.network import surgery, survey
-from kerneldna.network.survey import Convolution
+from kerneldna.network.survey import Convolution, Skip
 from kerneldna.registry import methods
 
 

@@ -14,7 +14,6 @@ from itertools import chain
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from kerneldna.conversion.plan import Skip
 from kerneldna.layers.dynamic import ConvOrLinear
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, is_plain, is_shortcut, kind_of
@@ -22,6 +21,14 @@ from kerneldna.network.surgery import Call, Trace
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One layer that a method leaves as it is although it looks at such layers, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kerneldna.report.run import Curves, RunReport
+from kerneldna.report.run_report import Curves, RunReport
 from kerneldna.report.tables import COLOURS
 from kerneldna.units import count, rate, size
 

@@ -20,7 +20,7 @@ from string import Template
 from kerneldna import files
 from kerneldna.figures.diagram import stage_svg
 from kerneldna.report.charts import chart_data, embed, has_curves
-from kerneldna.report.run import RunReport
+from kerneldna.report.run_report import RunReport
 from kerneldna.report.tables import comparison, exported
 
 __all__ = ["RunReport", "report"]

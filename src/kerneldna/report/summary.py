@@ -23,7 +23,7 @@ from kerneldna.checkpoint import WEIGHTS
 from kerneldna.conversion.convert import describe, input_size_of, plan_of
 from kerneldna.deploy.prepare import fused
 from kerneldna.network import surgery
-from kerneldna.report.run import Curves, RunReport
+from kerneldna.report.run_report import Curves, RunReport
 from kerneldna.training.run_folder import RunFolder
 
 BATCH = 8

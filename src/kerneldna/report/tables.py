@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from kerneldna.report.run import RunReport
+from kerneldna.report.run_report import RunReport
 from kerneldna.units import count, rate, signed, size
 
 COLOURS = 20

@@ -147,18 +147,6 @@ class RunFolder:
             )
 
 
-def model_folder(path: Path) -> Path:
-    """Return the folder of the trained network in a run folder, or `path` itself where it is such a folder."""
-    inner = RunFolder(path).model_dir
-    return inner if inner.is_dir() else path
-
-
-def recipe_of(path: Path) -> Recipe | None:
-    """Return the recipe of a run folder; None where `path` is the folder of a network alone."""
-    folder = RunFolder(path)
-    return folder.recipe() if folder.recipe_file.is_file() else None
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted key."""
     flat: dict[str, Any] = {}

@@ -41,14 +41,14 @@ def test_every_weight_of_a_fused_network_is_an_initializer(model, mode, tmp_path
 
 
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
-def test_a_shared_kernel_stands_once_and_hydrate_puts_all_back(model, storage, tmp_path):
+def test_a_shared_kernel_stands_once_and_expand_puts_all_back(model, storage, tmp_path):
     small, full = tmp_path / "small.onnx", tmp_path / "full.onnx"
     written = kd.export(model, small, storage=storage)
     names = [tensor.name for tensor in onnx.load(small).graph.initializer]
     families = kd.plan_of(model).families
     for family in families:
         assert sum(name.startswith(f"{family.parent}.kernel") for name in names) == 1 + (storage == "int8")
-    kd.hydrate(small, full)
+    kd.expand(small, full)
     fused = kd.fuse_(copy.deepcopy(model)).state_dict()
     limit = {"fp32": 1e-6, "fp16": 1e-3, "int8": 1e-2}[storage]
     for name, values in weights_of(full).items():
@@ -65,14 +65,14 @@ def test_int8_compute_derives_int8_weights(model, tmp_path):
     fused = kd.fuse_(copy.deepcopy(model))
     full = kd.export(fused, tmp_path / "full.onnx", compute="int8", calibrate=images, progress=False)
     assert full.bytes - small.bytes > 2 * 32 * 32 * 9  # three kernels less, some nodes more
-    kd.hydrate(small.path, tmp_path / "hydrated.onnx")
+    kd.expand(small.path, tmp_path / "expanded.onnx")
     derived, direct = (
         {
             t.name: numpy_helper.to_array(t).astype(int)
             for t in onnx.load(file).graph.initializer
             if t.name.endswith(".weight_quantized")
         }
-        for file in (tmp_path / "hydrated.onnx", full.path)
+        for file in (tmp_path / "expanded.onnx", full.path)
     )
     assert derived.keys() == direct.keys()
     for name, values in derived.items():

@@ -18,8 +18,9 @@ from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import train_loader, val_loader
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.registry import tasks
+from kerneldna.training.evaluate import evaluate
 from kerneldna.training.tasks.classification import Classification
-from kerneldna.training.trainer import evaluate, train
+from kerneldna.training.trainer import train
 
 pytest.importorskip("pycocotools")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy import onnx_file
-from kerneldna.deploy.expand import hydrate
+from kerneldna.deploy.expand import expand
 from kerneldna.deploy.runtime import Request
 from kerneldna.registry import runtimes, suggest
 
@@ -41,7 +41,7 @@ class OpenVino:
             part = Path(folder) / "model.onnx"
             onnx_file.write(model, x, part, request)
             if request.compute == "int8":
-                hydrate(part, part)
+                expand(part, part)
             openvino.save_model(openvino.Core().read_model(part), path, compress_to_fp16=False)
 
     @staticmethod

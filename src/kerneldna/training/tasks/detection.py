@@ -19,7 +19,7 @@ from kerneldna.detection.detectors import create_detector, foreground, stem_and_
 from kerneldna.models import create_from
 from kerneldna.recipes.specs import DetectionSpec, Recipe
 from kerneldna.registry import tasks
-from kerneldna.training.run_folder import model_folder
+from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.task import Task
 
 SIZES = ("", "50", "75", "s", "m", "l")
@@ -190,12 +190,13 @@ def _trained(recipe: Recipe, folder: Path) -> nn.Module:
     """Return the recipe's network with the weights of a trained classifier."""
     other = "--set detection.weights=null --set model.pretrained=true starts from timm's weights"
     method = f" --set model.method={recipe.model.method}" if recipe.model.method else ""
-    if not (model_folder(folder) / checkpoint.WEIGHTS).is_file():
+    run = OpenedRun(folder)
+    if not (run.model_dir / checkpoint.WEIGHTS).is_file():
         raise FileNotFoundError(
             f"detection.weights is '{folder}', where there is no trained network; train one on ImageNet into this folder (kdna "
             f"train {recipe.model.name}-imagenet{method} --run {folder}), or name another. {other}"
         )
-    trained = checkpoint.load(model_folder(folder))
+    trained = run.network()
     network = create_from(recipe.model, num_classes=state_of(trained)["created"]["num_classes"])
     try:
         network.load_state_dict(trained.state_dict())

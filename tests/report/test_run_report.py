@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kerneldna.report.run import RunReport
+from kerneldna.report.run_report import RunReport
 
 PLAIN = {"name": "plain", "parameters": 1, "macs": 1, "stored_bytes": 4, "top1": 0.5}
 

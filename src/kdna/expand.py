@@ -1,4 +1,4 @@
-"""kdna hydrate."""
+"""kdna expand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 
-def hydrate(
+def expand(
     file: Annotated[Path, typer.Argument(help="An ONNX file of kdna export.")],
     out: Annotated[Path, typer.Option(help="File to write; may be the same.")],
 ) -> dict[str, Any]:
     """Write out the derived weights of an ONNX file, for runtimes that do not derive them while they load."""
     import kerneldna as kd
 
-    kd.hydrate(file, out)
+    kd.expand(file, out)
     return {"file": str(out), "bytes": out.stat().st_size}

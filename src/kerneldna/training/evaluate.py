@@ -1,0 +1,114 @@
+"""The figures of a trained network on validation images, and of several forms of it side by side.
+
+evaluate("runs/digits")["top1"]    # a fraction 0-1
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from kerneldna import checkpoint
+from kerneldna.data.dataset import open_data
+from kerneldna.data.loaders import val_loader
+from kerneldna.recipes.specs import Recipe
+from kerneldna.registry import tasks
+from kerneldna.training.lightning_setup import make_trainer, quiet
+from kerneldna.training.run_folder import RunFolder
+
+Network = nn.Module | Callable[[Any], Any]
+
+
+def evaluate(
+    run_dir_or_model: str | Path | Network,
+    recipe: Recipe | None = None,
+    *,
+    detections: str | Path | None = None,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Measure a trained network on the validation images of a recipe.
+
+    Args:
+        run_dir_or_model: A run folder of `train`, or a network, or any function from images `(B, 3, H, W)` to logits, such as
+            an exported file's.
+        recipe: Says which images, in what form; the run's own where not given.
+        detections: A folder to write what a detector found into, in COCO's results format: bbox.json and segm.json.
+        progress: Show a progress bar.
+
+    Returns:
+        Of a classifier `loss`, `top1` and, from five classes on, `top5` (fractions 0-1); of a detector `box_ap`, ...
+        (`kerneldna.detection.coco_metric`); `images` and `seconds`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If a network is given without a recipe, or `detections` for a task that has none.
+    """
+    if callable(run_dir_or_model):
+        model = run_dir_or_model
+        if recipe is None:
+            raise ValueError(
+                f"evaluate was given a {type(model).__name__} without a recipe, which says what images to "
+                f"use; pass evaluate(model, recipe)"
+            )
+    else:
+        folder = RunFolder(run_dir_or_model)
+        recipe = recipe or folder.recipe()
+        model = checkpoint.load(folder.model_dir)
+    data = open_data(recipe.data.source)
+    loader = val_loader(data, recipe)
+    # Without the average: the network given is the one to measure.
+    network = model if isinstance(model, nn.Module) else _Function(model)
+    task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
+    if detections is not None and not hasattr(task, "save_detections"):
+        raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections out")
+    with quiet():
+        trainer = make_trainer(recipe, callbacks=[], progress=progress, logger=False, devices=1)
+        start = time.perf_counter()
+        metrics = trainer.validate(task, loader, verbose=False)[0]
+    seconds = time.perf_counter() - start
+    if detections is not None:
+        task.save_detections(detections)
+    batches: Any = loader.batch_sampler
+    images = sum(map(len, batches)) - loader.bad_images
+    figures = {name.replace("val_", ""): round(float(value), 6) for name, value in metrics.items()}
+    return {**figures, "images": images, "seconds": seconds}
+
+
+def headline(
+    networks: Mapping[str, Network], recipe: Recipe, *, progress: bool = False
+) -> dict[str, dict[str, float]]:
+    """Measure networks on the validation images of a recipe.
+
+    Args:
+        networks: Label -> network, or function such as an exported file's.
+        recipe: Says which images, in what form.
+        progress: Show a progress bar.
+
+    Returns:
+        For each figure of the task's headline its value by label: `{"top1": {"unfused": 0.74, "accuracy": 0.74}}`.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    for label, network in networks.items():
+        measured = evaluate(network, recipe, progress=progress)
+        for figure in tasks.get(recipe.task).headline:
+            if figure in measured:
+                figures.setdefault(figure, {})[label] = measured[figure]
+    return figures
+
+
+class _Function(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Any) -> Any:
+        device = next(leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor)).device
+        found = self.function(tree_map_only(Tensor, Tensor.cpu, images))
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), found)
