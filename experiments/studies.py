@@ -1,35 +1,34 @@
-"""Do the paper's claims hold on small images, and can its adapters be bettered? The studies behind docs/results.md.
+"""Do the paper's claims hold, does sharing pay at equal size, what should an adapter be? The studies behind docs/results.md.
 
-python experiments/studies.py table3 table4 table5 modulation table1 --cifar10 path/to/cifar10 --cifar100 path/to/cifar100
+python experiments/studies.py equal_size bottleneck pointwise adapter table5 table3 --size medium --cifar10 path/to/cifar10
+python experiments/studies.py equal_size:cifar100 adapter:cifar100 peers larger --size medium --cifar10 ... --cifar100 ...
 
-table1      ResNet18 with every method, MobileNetV2 with those of the paper; on both sets
-table3      six patterns of ResNet18
-table4      expanding parents, copying them, adapting them
+equal_size  plain networks of several widths against copied and adapted kernels, ResNet18
+bottleneck  the same question for ResNet50
+pointwise   the same question for MobileNetV2
+adapter     paper's, position + input, mix, low-rank mix; each with and without the gate; at two patterns
 table5      the eight combinations of the three attentions
-modulation  other static modulations and other gates; on both sets
+table3      six patterns of ResNet18
+peers       SE, ECA, CBAM, ODConv, KernelWarehouse, DY-Conv on ResNet18
+larger      four rows of equal_size at 32 px
+table1, table4, modulation      the paper's tables 1 and 4 and other modulations, as --size cpu has them
 
-A cell of a study is one run, and cells that are the same run are trained once. Each finished one leaves a JSON in
-experiments/results/SIZE/, and is then skipped; one that was stopped goes on where it was. --size cpu is for two cores, --size full
-for a GPU; --jobs 2 trains two at a time.
+A study may name its data set, such as adapter:cifar100. A cell of a study is one run, and cells that are the same run are trained
+once. Each finished one leaves a JSON in experiments/results/SIZE/, and is then skipped; one that was stopped goes on where it was.
+--size cpu is minutes a study, --size medium a quarter of an hour a run on two cores, --size full is for a GPU; --jobs 2 trains two
+at a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-PEERS = ("se", "cbam", "eca", "cgc", "dcd", "condconv", "dyconv", "odconv", "kernelwarehouse")
-MOBILE = ("dyconv", "odconv", "kernelwarehouse")  # the peers in the paper's rows of MobileNetV2
-SETS = ("cifar10", "cifar100")
+from study_rows import STUDIES, Cell, cells, sets
 
 _TINY = [
     "data.resident=true",
@@ -37,6 +36,18 @@ _TINY = [
     "data.batch_size=64",
     "optimizer.lr=0.1",
     "schedule.warmup_epochs=0.5",
+]
+_MEDIUM = [
+    "data.resident=true",
+    "data.image_size=16",
+    "data.batch_size=128",
+    "optimizer.lr=0.1",
+    "optimizer.decay_norm_and_bias=false",
+    "label_smoothing=0.1",
+    "schedule.epochs=30",
+    "schedule.warmup_epochs=1",
+    "schedule.val_every=5",
+    "model.width=0.25",
 ]
 SIZES: dict[str, dict[str, list[str]]] = {
     # Methods that make a kernel for each image are fifteen times slower on a CPU: table 1 has fewer images, for all methods.
@@ -51,78 +62,14 @@ SIZES: dict[str, dict[str, list[str]]] = {
             "data.limit_val=2500",
         ],
     },
-    "full": {"": ["data.resident=true", "schedule.epochs=60", "precision=bf16"]},
+    "medium": {"": _MEDIUM, "larger": ["data.image_size=32"], "mobilenetv2_050": ["data.image_size=32"]},
+    "full": {"": ["data.resident=true", "schedule.epochs=60", "schedule.val_every=5", "precision=bf16"]},
 }
-SEEDS = {"cpu": {"table1": 1, "resnet50": 1, "": 3}, "full": {"": 3}}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of a study: what it is called there, and the run behind it."""
-
-    label: str
-    backbone: str
-    method: str | None = None
-    options: str = "{}"  # of the method, as YAML
-
-    @property
-    def slug(self) -> str:
-        """A name for files: cells of one slug are one run."""
-        options = ",".join(
-            f"{key}={_plain(value)}" for key, value in sorted(yaml.safe_load(self.options).items())
-        )
-        return "-".join(part for part in (self.backbone, self.method or "plain", options) if part)
-
-
-def cells(study: str, size: str) -> list[Cell]:
-    """Return the rows of a study, in the paper's order."""
-    if study == "table1":
-        mobile = ("mobilenetv2_050",) if size == "cpu" else ("mobilenetv2_050", "mobilenetv2_100")
-        rows = [Cell(method or "base", "resnet18", method) for method in (None, *PEERS, "kerneldna")]
-        return rows + [Cell(m or "base", b, m) for b in mobile for m in (None, *MOBILE, "kerneldna")]
-    if study == "table3":
-        return [Cell("FF-FF", "resnet18")] + [
-            _pattern(p, p) for p in ("FF-FFF", "FF-FF-FF", "FS-FSF", "FS-SSF", "FS-SF-SF")
-        ]
-    if study == "table4":
-        deeper = {"layer3": "F-F-F-F-F-F-F", "layer4": "F-F-F"}
-        return [
-            Cell("original", "resnet18"),
-            _pattern("expanding parents", "FF-FFF"),
-            _kerneldna("direct copying", channel=False, spatial=False, filter=False),
-            _kerneldna("adapter"),
-            Cell("original", "resnet50"),
-            _kerneldna("expanding parents", "resnet50", patterns=deeper),
-            _kerneldna("direct copying", "resnet50", channel=False, spatial=False, filter=False),
-            _kerneldna("adapter", "resnet50"),
-        ]
-    if study == "table5":
-        names = ("channel", "spatial", "filter")
-        return [
-            _kerneldna(
-                " + ".join(itertools.compress(names, flags)) or "none",
-                **{name: False for name, flag in zip(names, flags, strict=True) if not flag},
-            )
-            for flags in sorted(
-                itertools.product((True, False), repeat=3), key=lambda f: (sum(f), *(not x for x in f))
-            )
-        ]
-    if study == "modulation":
-        return [
-            _kerneldna("paper's"),
-            _kerneldna("position", modulation="position"),
-            _kerneldna("position + input", modulation="position_input"),
-            _kerneldna("low rank", modulation="low_rank"),
-            _kerneldna("gate without BatchNorm", norm="none"),
-            _kerneldna("gate of SE", norm="none", reduction=16),
-            _kerneldna("one look-ahead gate a stage", gate="stage"),
-        ]
-    raise ValueError(f"no study {study!r}; known: table1, table3, table4, table5, modulation")
-
-
-def sets(study: str) -> tuple[str, ...]:
-    """Return the data sets of a study."""
-    return SETS if study in ("table1", "modulation") else SETS[:1]
+SEEDS = {
+    "cpu": {"table1": 1, "resnet50": 1, "": 3},
+    "medium": {"larger": 2, "": 3},
+    "full": {"": 3},
+}
 
 
 def recipe_of(cell: Cell, study: str, size: str, *, source: str, dataset: str, seed: int) -> Any:
@@ -135,7 +82,10 @@ def recipe_of(cell: Cell, study: str, size: str, *, source: str, dataset: str, s
         f"model.name={cell.backbone}",
         f"model.method={cell.method or 'null'}",
         f"model.options={cell.options}",
+        # no branch of a ResNet starts at 0, as published; other networks do not take the argument
+        f"model.args={'{zero_init_last: false}' if cell.backbone.startswith('resnet') else '{}'}",
     ]
+    overrides += [] if cell.width is None else [f"model.width={cell.width}"]
     return load_recipe(
         f"resnet18-{dataset}",
         overrides=[f"name={cell.slug}", *chosen, f"data.source={source}", f"seed={seed}", *overrides],
@@ -177,9 +127,14 @@ def run(job: dict[str, Any]) -> str:
 def jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield what is still to be run: a study after the other, each seed of all its cells before the next seed."""
     seen = set()
-    for study in given.studies:
+    for study, named in (name.partition(":")[::2] for name in given.studies):
         for seed in range(max(SEEDS[given.size].values())):
-            for dataset, cell in itertools.product(sets(study), cells(study, given.size)):
+            every = [
+                (each, cell)
+                for each in [named] * bool(named) or sets(study)
+                for cell in cells(study, given.size)
+            ]
+            for dataset, cell in every:
                 seeds = SEEDS[given.size]
                 path = result_file(given.out, cell, study, given.size, dataset, seed)
                 if (
@@ -202,7 +157,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("studies", nargs="+", help="of table1, table3, table4, table5, modulation")
+    parser.add_argument(
+        "studies",
+        nargs="+",
+        help=f"of {', '.join(STUDIES)}; each may name its data set, such as adapter:cifar100",
+    )
     parser.add_argument(
         "--cifar10", default="uoft-cs/cifar10", help="a folder of Parquet files, or a hub name"
     )
@@ -240,20 +199,6 @@ def main() -> None:
             raise SystemExit("stopped; the same command goes on") from None
     if failed:
         raise SystemExit("\n".join(["these runs failed; the same command tries them again:", *failed]))
-
-
-def _kerneldna(label: str, backbone: str = "resnet18", **options: Any) -> Cell:
-    return Cell(label, backbone, "kerneldna", json.dumps(options))
-
-
-def _pattern(label: str, pattern: str) -> Cell:
-    if pattern == "FS-SF-SF":
-        return _kerneldna(label)  # the paper's recipe
-    return _kerneldna(label, patterns={"layer3": pattern, "layer4": pattern})
-
-
-def _plain(value: Any) -> str:
-    return "+".join(dict.fromkeys(value.values())) if isinstance(value, dict) else str(value).lower()
 
 
 if __name__ == "__main__":

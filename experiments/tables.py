@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from studies import SETS, SIZES, Cell, cells, result_file, sets
+from studies import SIZES, result_file
+from study_rows import SETS, Cell, cells, sets
 
 from kerneldna.figures import style
 from kerneldna.files import atomic, write_text

@@ -24,17 +24,23 @@ def scripts():
     sys.path.remove(str(EXPERIMENTS))
 
 
-STUDIES = ("table1", "table3", "table4", "table5", "modulation")
+STUDIES = (
+    "equal_size", "bottleneck", "pointwise", "adapter", "table5", "table3", "peers", "larger", "table1", "table4", "modulation"
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("size", ["cpu", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size",
+    ["medium", pytest.param("cpu", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_cell_makes_a_network(scripts, study, size):
     studies, _ = scripts
     cells = studies.cells(study, size)
-    assert len({cell.slug for cell in cells}) == len(cells)
-    for cell in cells:
-        spec = studies.recipe_of(cell, study, size, source="here", dataset="cifar100", seed=1).model
+    recipes = [studies.recipe_of(c, study, size, source="here", dataset="cifar100", seed=1) for c in cells]
+    assert len({cell.slug for cell in cells}) == len({recipe.model.model_dump_json() for recipe in recipes}) == len(cells)
+    for recipe in recipes:
+        spec = recipe.model
         with torch.device("meta"):
             kd.create_model(
                 spec.name,
