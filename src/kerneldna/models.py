@@ -11,6 +11,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from kerneldna.conversion.convert import Method, convert_, set_state
+from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
 from kerneldna.registry import methods, suggest
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BACKBONES = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv2_050", "convnext_tiny")
 STEMS = ("default", "small")
+_REDRAWN = ("mobilenetv2",)  # timm's start differs from that of their rows in the paper
 
 
 def create_model(
@@ -33,6 +35,9 @@ def create_model(
     **timm_args: Any,
 ) -> nn.Module:
     """Create a timm network, with the paper's recipe of a method for it.
+
+    Without pretrained weights a network starts as timm starts it, but for the kernels of a MobileNetV2: plain or converted, they
+    are drawn by torchvision's rule, as timm's ResNets are, and all kernels that a method draws (`kerneldna.layers.start`).
 
     Args:
         name: Any convolutional network of timm. `list_models()` names those that the paper has a recipe for; on others a
@@ -66,6 +71,8 @@ def create_model(
             f"pretrained weights are for width=1, stem='default'; given width={width}, stem={stem!r}"
         )
     model = _backbone(name, width, num_classes=num_classes, pretrained=pretrained, **timm_args)
+    if name.startswith(_REDRAWN) and not (pretrained or timm_args.get("checkpoint_path")):
+        draw_kernels_(model)
     input_size = surgery.input_size_of(model)
     if stem == "small":
         _small_stem_(model)
@@ -123,7 +130,8 @@ def _resnet(name: str, width: float, timm_args: dict[str, Any]) -> nn.Module:
         name, channels=channels, stem_type="deep", stem_width=channels[0] // 2, base_width=64, **timm_args
     )
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    model.conv1 = _kaiming(nn.Conv2d(first.in_channels, channels[0] // 2 * 2, 7, 2, 3, bias=False))
+    model.conv1 = nn.Conv2d(first.in_channels, channels[0] // 2 * 2, 7, 2, 3, bias=False)
+    draw_layer_(model.conv1)
     return model
 
 
@@ -151,16 +159,10 @@ def _small_stem_(model: nn.Module) -> None:
     """Put a 3x3 convolution of stride 1 in the first one's place, and drop the pooling behind it."""
     name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     small = nn.Conv2d(first.in_channels, first.out_channels, 3, 1, 1, bias=first.bias is not None)
-    surgery.replace_(model, name, _kaiming(small).to(first.weight.device))
+    draw_layer_(small)
+    surgery.replace_(model, name, small.to(first.weight.device))
     if isinstance(getattr(model, "maxpool", None), nn.Module):
         surgery.replace_(model, "maxpool", nn.Identity())
-
-
-def _kaiming(conv: nn.Conv2d) -> nn.Conv2d:
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
 
 
 def _register(backbone: str) -> None:

@@ -6,6 +6,8 @@ import torch
 from timm.layers.squeeze_excite import SqueezeExcite
 from torch import Tensor, nn
 
+from kerneldna.layers.start import draw_layer_
+
 NORMS = ("batch", "none")
 MOMENTUM = 0.1  # of the gate's running mean; that of BatchNorm
 
@@ -69,7 +71,8 @@ class ChannelAttention(Gate):
 
         a = sigmoid(fc2(relu(norm(fc1(mean(x))))))        y = x * a
 
-    Under autocast the gate is computed in float32: its BatchNorm sees one value per image and channel.
+    Under autocast the gate is computed in float32: its BatchNorm sees one value per image and channel. The weights start by the
+    rule of `kerneldna.layers.start`, the biases at 0, as in the authors' code.
 
     Args:
         channels: Channels of the input.
@@ -96,6 +99,8 @@ class ChannelAttention(Gate):
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=norm == "none")
         self.norm = nn.BatchNorm2d(hidden) if norm == "batch" else nn.Identity()
         self.fc2 = nn.Conv2d(hidden, gates or channels, 1)
+        draw_layer_(self.fc1)
+        draw_layer_(self.fc2)
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate of `x`, shaped to scale it: `(B, channels, 1, 1)` or `(B, 1, ..., 1, channels)`."""

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from kerneldna.layers.start import draw_, draw_layer_
 from kerneldna.registry import suggest
 
 NORMS = ("batch", "layer", "none")
@@ -198,7 +199,7 @@ def mix(coefficients: Tensor, experts: Tensor) -> Tensor:
 
 
 def fresh_experts(replaced: ConvOrLinear, count: int) -> nn.Parameter:
-    """Return `count` kernels like that of `replaced`, each drawn by itself: Kaiming normal, fan-out.
+    """Return `count` kernels like that of `replaced`, each drawn by itself (`kerneldna.layers.start`).
 
     They stand one after the other in four dimensions, `(count * out_channels, in_channels/groups, k, k)`, because
     `Module.to(memory_format=channels_last)` takes no more.
@@ -207,7 +208,7 @@ def fresh_experts(replaced: ConvOrLinear, count: int) -> nn.Parameter:
     weight = replaced.weight
     experts = torch.empty(count * out_channels, *rest, device=weight.device, dtype=weight.dtype)
     for kernel in experts.chunk(count):
-        nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")
+        draw_(kernel)
     return nn.Parameter(experts)
 
 
@@ -220,9 +221,7 @@ def kernel_shape(layer: ConvOrLinear) -> tuple[int, int, int, int]:
 def attention_linear(features: int, out: int, *, bias: bool = True, like: Tensor) -> nn.Linear:
     """Return a Linear of an attention: Kaiming normal with fan-out, bias 0, of the device and dtype of `like`."""
     linear = nn.Linear(features, out, bias=bias, device=like.device, dtype=like.dtype)
-    nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+    draw_layer_(linear)
     return linear
 
 

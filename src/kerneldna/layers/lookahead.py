@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from kerneldna.layers.attention import ChannelAttention, Gate
+from kerneldna.layers.start import draw_
 
 _FORWARD = -1  # what torch calls the graph task while no backward pass runs
 
@@ -138,6 +139,8 @@ class StageGate(ChannelAttention):
             channels, hidden, norm=norm, gates=total, channels_last=channels_last, drop_rate=drop_rate
         )
         self.widths, self.handovers = (channels, *later), tuple(handovers)
+        for part in self.fc2.weight.detach().split(self.widths):  # each gate starts as one of its own would
+            draw_(part)
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate of `x`, shaped to scale it, and hand over those of the later children."""

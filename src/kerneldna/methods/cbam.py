@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import check_options, full_precision
+from kerneldna.layers.start import draw_, oppose_
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
@@ -96,11 +97,9 @@ class CBAMGate(nn.Module):
         self.norm = nn.BatchNorm2d(1, momentum=0.01)
         nn.init.zeros_(self.fc1.bias)
         nn.init.zeros_(self.fc2.bias)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        draw_(self.conv.weight)
         nn.init.zeros_(self.norm.weight)
-        # opposite units: whatever comes in, the ReLU lets one of the two through, also in a hidden layer of two
-        with torch.no_grad():
-            self.fc1.weight[1] = -self.fc1.weight[0]
+        oppose_(self.fc1.weight)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """Return the gate of each channel of the map `x`: `(B, channels)`."""

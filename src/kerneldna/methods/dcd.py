@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import ConvOrLinear, DynamicLayer, check_options, full_precision
+from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Convolution, Skip
@@ -144,7 +145,7 @@ class DCDConv2d(DynamicLayer):
         self.q = nn.Conv2d(self.in_channels, rank, 1, (self.stride[0], self.stride[1]), bias=False, **place)
         self.p = nn.Conv2d(rank, self.out_channels, 1, bias=False, **place)
         for conv in (self.q, self.p):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            draw_(conv.weight)
         self.norm_q = nn.BatchNorm2d(rank, **place)
         self.norm_phi = nn.BatchNorm1d(rank, **place)
 

@@ -27,6 +27,7 @@ from kerneldna.layers.dynamic import (
     full_precision,
     mix,
 )
+from kerneldna.layers.start import oppose_
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip
@@ -116,9 +117,7 @@ class DYConv2d(DynamicLayer):
             epochs=options.temperature_epochs,
             like=like,
         )
-        # opposite units: whatever comes in, the ReLU lets one of the two through, also in a hidden layer of two
-        with torch.no_grad():
-            self.trunk.fc.weight[1] = -self.trunk.fc.weight[0]
+        oppose_(self.trunk.fc.weight)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """Return the share of each kernel for input maps `x`: `(B, num_kernels)`, 1 in sum."""

@@ -30,6 +30,7 @@ from kerneldna.layers.dynamic import (
     full_precision,
     kernel_shape,
 )
+from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
 from kerneldna.network.survey import Convolution, Skip
 from kerneldna.registry import methods
@@ -169,7 +170,7 @@ class Warehouse(nn.Module):
         """Draw the cells of the next layer; return the slot that each of its mixtures starts as, the last slot being empty."""
         own, count = _start(mixtures, self.budget)
         drawn = self.cells.detach()[self.taken : self.taken + count]
-        nn.init.kaiming_normal_(drawn.view(-1, self.in_channels, 1, 1), mode="fan_out", nonlinearity="relu")
+        draw_(drawn.view(-1, self.in_channels, 1, 1))
         slots = torch.tensor([len(self.cells) if i is None else self.taken + i for i in own])
         self.taken += count
         return slots

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.attention import ChannelAttention
 from kerneldna.layers.dynamic import check_options
+from kerneldna.layers.start import oppose_
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
@@ -62,9 +62,9 @@ class SE:
             before = surgery.get(model, change.name)
             channels, last = survey.out_channels_of(before), survey.is_channels_last(before)
             gate = ChannelAttention(channels, self._hidden(channels), norm="none", channels_last=last)
-            # opposite units: whatever comes in, the ReLU lets one of the two through, also in a hidden layer of two
-            with torch.no_grad():
-                gate.fc1.weight[1] = -gate.fc1.weight[0]
+            for fc in (gate.fc1, gate.fc2):
+                fc.reset_parameters()  # PyTorch's own start, as published
+            oppose_(gate.fc1.weight)
             survey.put_behind_(model, change.name, gate)
 
     def _hidden(self, channels: int) -> int:
