@@ -218,4 +218,6 @@ def _plain(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value).lower()
     patterns = "+".join(dict.fromkeys(value.values()))
-    return patterns if len(value) == 2 else f"{patterns}*{len(value)}"  # the two last stages go without saying
+    return (
+        patterns if len(value) == 2 else f"{patterns}*{len(value)}"
+    )  # the two last stages go without saying

@@ -38,7 +38,11 @@ def test_every_cell_makes_a_network(scripts, study, size):
     studies, _ = scripts
     cells = studies.cells(study, size)
     recipes = [studies.recipe_of(c, study, size, source="here", dataset="cifar100", seed=1) for c in cells]
-    assert len({cell.slug for cell in cells}) == len({recipe.model.model_dump_json() for recipe in recipes}) == len(cells)
+    assert (
+        len({cell.slug for cell in cells})
+        == len({recipe.model.model_dump_json() for recipe in recipes})
+        == len(cells)
+    )
     for recipe in recipes:
         spec = recipe.model
         with torch.device("meta"):
