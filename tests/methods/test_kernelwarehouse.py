@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import kerneldna as kd
 from kerneldna.methods.kernelwarehouse import KernelWarehouse, Warehouse, WarehouseConv2d
+from kerneldna.recipes.recipe import load_recipe
 
 
 def warehouses(model: nn.Module) -> dict[str, Warehouse]:
@@ -131,6 +132,12 @@ def test_tau_runs_and_is_saved(settle, tmp_path):
     loaded = kd.load(kd.save(model, tmp_path))
     assert loaded.get_submodule("layer3.0.conv1").tau.value.item() == pytest.approx(0.7)
     torch.testing.assert_close(loaded(x), model(x))
+
+
+def test_tau_runs_for_a_tenth_of_the_recipe():
+    for backbone in ("resnet18", "resnet50", "mobilenetv2_050"):
+        epochs = load_recipe(f"{backbone}-imagenet").schedule.epochs
+        assert KernelWarehouse.recipe(backbone).tau_epochs == epochs / 10
 
 
 def test_what_stays_static_is_said():
