@@ -69,7 +69,8 @@ def test_settings_are_the_published_ones(name):
     convnext = recipe.model.name == "convnext_tiny"
     assert schedule.milestones == ((9, 11) if convnext else (8, 11))
     assert (detection.norm, detection.frozen_stages) == ("frozen", 0 if convnext else 1)
-    assert recipe.model.args == ({"drop_path_rate": 0.4} if convnext else {})
+    resnet = {"zero_init_last": False} if "resnet" in name else {}
+    assert recipe.model.args == ({"drop_path_rate": 0.4} if convnext else resnet)
 
 
 @pytest.mark.parametrize("name", NAMES)

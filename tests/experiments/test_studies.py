@@ -44,7 +44,9 @@ def test_every_cell_makes_a_network(scripts, study, size):
         == len(cells)
     )
     for recipe in recipes:
+        assert recipe.schedule.val_every == (1 if size == "cpu" else 5)
         spec = recipe.model
+        assert spec.args == ({"zero_init_last": False} if "resnet" in spec.name else {})
         with torch.device("meta"):
             kd.create_model(
                 spec.name,
@@ -53,6 +55,7 @@ def test_every_cell_makes_a_network(scripts, study, size):
                 stem=spec.stem,
                 num_classes=100,
                 options=spec.options or None,
+                **spec.args,
             )
 
 

@@ -77,6 +77,20 @@ def test_imagenet_recipes_are_the_published_ones(name, optimizer, lr, weight_dec
     assert (recipe.data.batch_size, recipe.schedule.epochs, recipe.data.image_size) == (batch, epochs, 224)
 
 
+@pytest.mark.parametrize("method", ["", "-kerneldna"])
+def test_the_long_recipe_of_resnet50_is_the_published_command(method):
+    long = load_recipe(f"resnet50{method}-imagenet-300epochs")
+    assert (long.schedule.epochs, long.schedule.warmup_epochs) == (300, 20)
+    name = f"resnet50{method}-imagenet"
+    short = [f"name={name}", "schedule.epochs=100", "schedule.warmup_epochs=0"]
+    assert load_recipe(long.name, overrides=short) == load_recipe(name)
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if "resnet" in name])
+def test_no_branch_of_a_resnet_starts_at_zero(name):
+    assert load_recipe(name).model.args == {"zero_init_last": False}
+
+
 def test_yaml_written_is_yaml_read(write):
     recipe = load_recipe("convnext_tiny-kerneldna-imagenet")
     assert load_recipe(write(recipe.to_yaml())) == recipe

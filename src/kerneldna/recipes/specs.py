@@ -123,7 +123,7 @@ class ScheduleSpec(_Section):
     milestones: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
     """Epochs after which the learning rate falls to a tenth, in place of the cosine."""
     val_every: Count = 1
-    """Epochs from one evaluation to the next; must divide `epochs`, so that the last is evaluated."""
+    """Epochs from one evaluation to the next; must divide `epochs`, so that the last is evaluated. 5 is enough for a study."""
 
     @model_validator(mode="after")
     def _in_order(self) -> ScheduleSpec:
