@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from kerneldna.files import atomic, write_json, write_text
+from kerneldna.files import atomic, clear_parts, to_json, write_json, write_text
 
 
 def test_atomic_moves_the_file_into_place_at_the_end(tmp_path: Path):
@@ -66,3 +71,72 @@ def test_write_json_of_a_value_that_is_not_json_leaves_nothing(tmp_path: Path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_json(tmp_path / "plan.json", {"plan": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (float("nan"), "the value"),
+        ({"top1": float("inf")}, "top1"),
+        ({"rows": [{"loss": 1.0}, {"loss": float("-inf")}]}, "rows[1].loss"),
+    ],
+)
+def test_json_is_strict(tmp_path: Path, value: object, name: str):
+    (tmp_path / "result.json").write_text("old")
+    with pytest.raises(
+        ValueError, match=re.escape(f"{name} is not a finite number, and cannot be written as JSON")
+    ):
+        write_json(tmp_path / "result.json", value)
+    assert (tmp_path / "result.json").read_text() == "old"
+    assert to_json({"top1": 0.5}) == '{"top1": 0.5}'
+
+
+@pytest.fixture
+def ended() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def part_of(folder: Path, name: str, process: int, host: str | None = None) -> Path:
+    host = host or re.sub(r"[^\w-]", "_", socket.gethostname())[:60]
+    path = folder / f".{name}.{host}-{process}.abc123.part"
+    path.write_bytes(b"half")
+    return path
+
+
+def test_parts_of_killed_processes_are_removed(tmp_path: Path, ended: int):
+    killed, alive = part_of(tmp_path, "model.bin", ended), part_of(tmp_path, "model.bin", os.getpid())
+    elsewhere, other = (
+        part_of(tmp_path, "model.bin", ended, "another-host"),
+        part_of(tmp_path, "x.bin", ended),
+    )
+    write_text(tmp_path / "model.bin", "new")
+    assert not killed.exists()
+    assert alive.exists()
+    assert elsewhere.exists()
+    assert other.exists()
+    clear_parts(tmp_path)
+    assert not other.exists()
+    assert alive.exists()
+
+
+def test_a_name_as_long_as_file_systems_allow(tmp_path: Path):
+    write_text(tmp_path / ("n" * 255), "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX's")
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
+    import resource
+
+    write_text(tmp_path / "model.bin", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_text(tmp_path / "model.bin", "x" * 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

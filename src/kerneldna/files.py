@@ -1,19 +1,27 @@
-"""Files that are either whole or not there: write to a temporary name, then move."""
+"""Files that are either whole or not there: write to a temporary name beside the target, sync, then move."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import re
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_PART = re.compile(r"\.(?P<target>.+)\.(?P<host>[^.]*)-(?P<process>\d+)\.\w+\.part")
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it into place when the block ends without an error.
+    """Yield a temporary path beside `path`; when the block ends without an error, sync it to disk and move it into place.
+
+    What killed processes of this machine left half-written of the same file is removed first.
 
     Args:
         path: The file to write. Its folder is made if missing.
@@ -23,15 +31,35 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    clear_parts(path.parent, of=path.name)
+    # a name of 255 bytes is the most that file systems take
+    prefix = f".{path.name[:120]}.{_host()}-{os.getpid()}."
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
     os.close(handle)
     part = Path(name)
     try:
         yield part
         part.chmod(0o644)
+        _sync(part)
         part.replace(path)
+        _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def clear_parts(folder: Path, *, of: str | None = None) -> None:
+    """Remove the temporary files in `folder` that killed processes of this machine left.
+
+    Args:
+        folder: Where to look; sub-folders stay.
+        of: The name of the one file whose parts go; those of all files where not given.
+    """
+    for part in folder.glob(".*.part"):
+        found = _PART.fullmatch(part.name)
+        if found is None or (of is not None and found["target"] != of[:120]):
+            continue
+        if found["host"] == _host() and not _is_alive(int(found["process"])):
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -41,5 +69,65 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write `value` to `path` atomically, as indented JSON.
+
+    Raises:
+        ValueError: If a number in it is not finite, which JSON cannot say; the message names it.
+    """
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return `value` as strict JSON: NaN and Infinity, which Python would write and others cannot read, are refused.
+
+    Raises:
+        ValueError: If a number in it is not finite; the message names it.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        if (name := _not_finite(value)) is None:
+            raise
+        raise ValueError(f"{name} is not a finite number, and cannot be written as JSON") from None
+
+
+def _not_finite(value: Any, name: str = "the value") -> str | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name
+    if isinstance(value, Mapping):
+        inner = [(str(key) if name == "the value" else f"{name}.{key}", each) for key, each in value.items()]
+    elif isinstance(value, list | tuple):
+        inner = [(f"{name}[{index}]", each) for index, each in enumerate(value)]
+    else:
+        return None
+    return next((found for key, each in inner if (found := _not_finite(each, key))), None)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname())[:60]
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # there os.kill ends the process it asks about
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's, or the system cannot say
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to its disk."""
+    # a folder cannot be opened on Windows, and some network file systems cannot sync one
+    with contextlib.suppress(PermissionError) if path.is_dir() else contextlib.nullcontext():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError:
+            if path.is_file():
+                raise
+        finally:
+            os.close(handle)

@@ -118,6 +118,7 @@ class ImageLoader(DataLoader[Any]):
             collate_fn=Collate(_preset(recipe)),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=recipe.data.workers > 0,
+            timeout=recipe.data.timeout if recipe.data.workers else 0,
             # Its own, or each epoch would take a number from the global generator.
             generator=torch.Generator(),
         )
@@ -128,13 +129,29 @@ class ImageLoader(DataLoader[Any]):
 
         Raises:
             RuntimeError: If an image cannot be read, or, where such images are skipped in training, none of a batch.
+            TimeoutError: If the workers give no batch for `data.timeout` seconds.
         """
-        for batch in super().__iter__():
+        for batch in self._awaited():
             # Not raised in the worker: its message would drown in tracebacks, and its exit take seconds.
             if not isinstance(batch, Unread):
                 yield batch
             elif batch.fatal or self.needs_every_batch:
                 raise RuntimeError(batch.text)
+
+    def _awaited(self) -> Iterator[Any]:
+        batches: Any = super().__iter__()
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            # a process that is stopped takes no other signal, and would be waited for at the program's end
+            for worker in getattr(batches, "_workers", ()):
+                worker.kill()
+            raise TimeoutError(
+                f"the {self.num_workers} processes that decode images gave no batch for {self.timeout:g} seconds: one was stopped, "
+                "or the disk hangs. Raise data.timeout if images take so long, or set data.workers=0"
+            ) from None
 
     @property
     def bad_images(self) -> int:

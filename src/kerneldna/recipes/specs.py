@@ -51,6 +51,8 @@ class DataSpec(_Section):
     """Images per step, all processes together."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode images; 0 decodes in the training process."""
+    timeout: Positive = 600.0
+    """Seconds to wait for a batch of these processes before the run ends with an error, as where one was stopped."""
     resident: bool = False
     """Decode all images once, keep them on the training device, and crop and flip them there: for sets that fit."""
     on_bad_image: Literal["error", "skip"] = "error"

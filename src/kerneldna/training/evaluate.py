@@ -5,6 +5,7 @@ evaluate("runs/digits")["top1"]    # a fraction 0-1
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ def evaluate(
     Raises:
         FileNotFoundError: If the folder holds no run.
         ValueError: If a network is given without a recipe, or `detections` for a task that has none.
+        RuntimeError: If a figure is not a finite number.
     """
     if callable(run_dir_or_model):
         model = run_dir_or_model
@@ -76,6 +78,11 @@ def evaluate(
     batches: Any = loader.batch_sampler
     images = sum(map(len, batches)) - loader.bad_images
     figures = {name.replace("val_", ""): round(float(value), 6) for name, value in metrics.items()}
+    if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
+        raise RuntimeError(
+            f"{', '.join(broken)} is not a finite number: the network gives some of the {images} images outputs that are none; its "
+            "weights or its BatchNorm statistics are damaged, or it overflows in the recipe's precision"
+        )
     return {**figures, "images": images, "seconds": seconds}
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import suggest
+from kerneldna.training.checkpoint_file import WholeCheckpoints
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _LOGGERS = ("csv", "tensorboard", "wandb")
@@ -34,6 +35,7 @@ def make_trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, *
     """
     trainer = Trainer(
         precision=_PRECISIONS[recipe.precision],
+        plugins=[WholeCheckpoints()],
         callbacks=[*callbacks, _ProgressBar()] if progress else callbacks,
         enable_progress_bar=progress,
         enable_checkpointing=False,

@@ -7,7 +7,6 @@ next and the table of epochs.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import threading
@@ -22,7 +21,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.loaders import ImageLoader, TrainLoader, train_loader, val_loader
 from kerneldna.data.resident import ResidentLoader
-from kerneldna.files import atomic
 from kerneldna.recipes.specs import Recipe
 from kerneldna.training.run_folder import RunFolder
 
@@ -215,9 +213,13 @@ class RunKeeper(Callback):
         """Write last.ckpt: the run goes on at `batch` of `epoch`."""
         self._tick()
         trainer.datamodule.position = (epoch, batch)  # pyright: ignore[reportAttributeAccessIssue]
-        last = self._folder.checkpoint_file
-        with atomic(last) if trainer.is_global_zero else contextlib.nullcontext(last) as path:
-            trainer.save_checkpoint(path)  # every process takes part, the first one writes
+        if trainer.is_global_zero:
+            self._folder.check_is_there()
+        task: Any = trainer.lightning_module
+        task.check_weights()
+        trainer.save_checkpoint(
+            self._folder.checkpoint_file
+        )  # every process takes part, the first one writes
         self._saved = time.monotonic()
 
 

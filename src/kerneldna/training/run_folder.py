@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kerneldna.files import write_json, write_text
+from kerneldna.files import clear_parts, write_json, write_text
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
 
 BEFORE, AFTER = ("epoch", "step", "lr", "train_loss"), ("seconds",)  # the columns around those of the task
 
 # What a run may change when it goes on, as its weights do not depend on it.
-_FREE = {"data.workers"}
+_FREE = {"data.workers", "data.timeout"}
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,21 @@ class RunFolder:
         self.model_dir = self.path / "model"
         self.result_file = self.path / "result.json"
 
+    def check_is_there(self) -> None:
+        """Raise FileNotFoundError where the folder of a run that goes on was removed or moved."""
+        if not self.recipe_file.is_file():
+            raise FileNotFoundError(
+                f"the run folder '{self.path}' was removed or moved while its run was training; there is nothing to go on from"
+            )
+
     def start(self, recipe: Recipe, *, resume: bool) -> None:
-        """Write the recipe into a new folder, or check the recipe of the one that goes on.
+        """Write the recipe into a new folder, or check the recipe of the one that goes on; remove half-written files.
 
         Raises:
             FileExistsError: If the folder holds a run and `resume` is false.
             ValueError: If the run to go on with has another recipe; the message names the keys.
         """
+        clear_parts(self.path)
         # A recipe alone is a run that failed before its first checkpoint: nothing is lost.
         if any(file.exists() for file in (self.checkpoint_file, self.result_file)) and not resume:
             raise FileExistsError(

@@ -107,6 +107,20 @@ class Task(LightningModule):
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step + 1)  # its first step copies
 
+    def check_weights(self) -> None:
+        """Check that every weight and buffer is a number, before a checkpoint is written.
+
+        Raises:
+            RuntimeError: If one is not; the message names the first, and what to try.
+        """
+        for name, tensor in self.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise RuntimeError(
+                    f"{name} is not finite after step {self.global_step}, in epoch {self.current_epoch + 1}; nothing is saved, and "
+                    "last.ckpt is that of an earlier step. Lower optimizer.lr, set clip_grad=1.0, or use precision=bf16 in "
+                    "place of fp16."
+                )
+
     def on_validation_epoch_start(self) -> None:
         """Give every process the BatchNorm statistics of the first one."""
         if self.trainer.world_size > 1:

@@ -9,7 +9,9 @@ weights it would have had: `kerneldna.training.resume` says how.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,6 +27,7 @@ from kerneldna.registry import tasks
 from kerneldna.training.lightning_setup import make_loggers, make_trainer, quiet
 from kerneldna.training.resume import RunImages, RunKeeper, StopRequest
 from kerneldna.training.run_folder import Result, RunFolder
+from kerneldna.training.run_lock import run_lock
 
 _log = logging.getLogger(__name__)
 
@@ -57,12 +60,16 @@ def train(
         FileExistsError: If the folder holds a run and `resume` is false.
         ValueError: If the run to go on with has another recipe, or a logger is unknown.
         ModuleNotFoundError: If a logger's package is not installed.
-        RuntimeError: If the loss is not finite; the message names epoch, step and layer.
+        BlockingIOError: If another process trains in the folder; the message names it.
+        RuntimeError: If the loss, the weights or the figures of the last epoch are not finite; the message names epoch, step and
+            layer, weight or figure, and no network is saved.
         KeyboardInterrupt: If Ctrl-C or SIGTERM stopped the run; last.ckpt holds what to go on from.
     """
     folder = RunFolder(run_dir)
     data = open_data(recipe.data.source)
-    with quiet(), StopRequest() as stop:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        stop = stack.enter_context(StopRequest())
         keeper, images = RunKeeper(folder, stop), RunImages(data, recipe)
         trainer = make_trainer(
             recipe,
@@ -77,6 +84,7 @@ def train(
             default_root_dir=folder.path,
         )
         if trainer.is_global_zero:
+            stack.enter_context(run_lock(folder.path))
             folder.start(recipe, resume=resume)
         torch.manual_seed(recipe.seed)
         task = tasks.get(recipe.task).for_data(data, recipe)
@@ -86,16 +94,31 @@ def train(
         except SystemExit:  # RunKeeper's stop; Lightning's own for a Ctrl-C that came too early for it
             message = f"training stopped; resume=True goes on with the run in '{folder.path}'"
             raise KeyboardInterrupt(message) from None
-    result = _result(folder, keeper.rows, task)
-    if trainer.is_global_zero:
-        checkpoint.save(task.measured, folder.model_dir)
-        extras = {"bad_images": images.bad_images, "device": _device_name(trainer.strategy.root_device)}
-        folder.write_result(_figures(recipe, result) | extras)
+        result = _result(folder, keeper.rows, task)
+        _check_measured(result)
+        if trainer.is_global_zero:
+            folder.check_is_there()
+            checkpoint.save(task.measured, folder.model_dir)
+            extras = {"bad_images": images.bad_images, "device": _device_name(trainer.strategy.root_device)}
+            folder.write_result(_figures(recipe, result) | extras)
     headline = ", ".join(
         f"{name} {result.metrics[name] or 0:.4f}" for name in task.headline if name in result.metrics
     )
     _log.info("trained %s: %s after %d epochs", recipe.name, headline, result.epochs)
     return result
+
+
+def _check_measured(result: Result) -> None:
+    """Raise RuntimeError where the last evaluation has no number to give."""
+    broken = [
+        name for name, value in result.metrics.items() if value is not None and not math.isfinite(value)
+    ]
+    if broken:
+        raise RuntimeError(
+            f"{', '.join(broken)} of the last epoch is not a finite number, though the training loss is: the network diverges in "
+            f"evaluation mode, and is not saved. Lower optimizer.lr, or train longer for BatchNorm's running statistics to settle; "
+            f"'{result.run_dir}' keeps metrics.csv and last.ckpt"
+        )
 
 
 def _result(folder: RunFolder, rows: Sequence[dict[str, Any]], task: Any) -> Result:
