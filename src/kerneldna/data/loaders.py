@@ -10,6 +10,7 @@ the very batches it would have seen.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -118,11 +119,11 @@ class ImageLoader(DataLoader[Any]):
             collate_fn=Collate(_preset(recipe)),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=recipe.data.workers > 0,
-            timeout=recipe.data.timeout if recipe.data.workers else 0,
             # Its own, or each epoch would take a number from the global generator.
             generator=torch.Generator(),
         )
         self.samples = samples
+        self._patience = recipe.data.timeout
 
     def __iter__(self) -> Any:
         """Yield batches as the task's preset makes them: for classification images `(B, 3, H, W)` and classes `(B,)`.
@@ -139,19 +140,36 @@ class ImageLoader(DataLoader[Any]):
                 raise RuntimeError(batch.text)
 
     def _awaited(self) -> Iterator[Any]:
+        """Yield what the workers make; end those that make nothing for too long."""
         batches: Any = super().__iter__()
-        try:
-            yield from batches
-        except RuntimeError as error:
-            if "DataLoader timed out" not in str(error):
-                raise
-            # a process that is stopped takes no other signal, and would be waited for at the program's end
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            # by SIGKILL: a process that was stopped takes no other signal
             for worker in getattr(batches, "_workers", ()):
                 worker.kill()
-            raise TimeoutError(
-                f"the {self.num_workers} processes that decode images gave no batch for {self.timeout:g} seconds: one was stopped, "
-                "or the disk hangs. Raise data.timeout if images take so long, or set data.workers=0"
-            ) from None
+
+        while True:
+            # DataLoader's own time-out does not reach a batch that is half handed over
+            watch = threading.Timer(self._patience, give_up)
+            watch.daemon = True
+            if self.num_workers:
+                watch.start()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception:
+                if not late.is_set():
+                    raise
+                raise TimeoutError(
+                    f"the {self.num_workers} processes that decode images gave no batch for {self._patience:g} seconds: one was "
+                    "stopped, or the disk hangs. Raise data.timeout if images take so long, or set data.workers=0"
+                ) from None
+            finally:
+                watch.cancel()
+            yield batch
 
     @property
     def bad_images(self) -> int:
