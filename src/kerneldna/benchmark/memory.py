@@ -51,7 +51,7 @@ def peak_bytes(job: Job) -> int:
     Raises:
         RuntimeError: If the process fails; the message ends with the last thing it said.
     """
-    code = "import sys; from kerneldna import memory; memory.report(sys.argv[1])"
+    code = "import sys; from kerneldna.benchmark import memory; memory.report(sys.argv[1])"
     words = [sys.executable, "-c", code, json.dumps(asdict(job))]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
