@@ -122,11 +122,6 @@ def test_the_smallest_attention_is_never_dead():
     [
         ({"num_kernels": 1}, "num_kernels is 1; expected 2 or more, a single kernel leaves nothing to mix"),
         ({"reduction": 0}, "reduction is 0; expected 1 or more"),
-        (
-            {"temperature_end": 0},
-            "the temperature runs from 30.0 to 0 in 10.0 epochs; both ends must be above 0",
-        ),
-        ({"temperature_epochs": -1}, "in -1 epochs; both ends must be above 0 and the epochs 0 or more"),
     ],
 )
 def test_options_are_checked(options, message):

@@ -154,11 +154,6 @@ def test_batch_of_one_in_training():
     [
         ({"num_kernels": 0}, "num_kernels is 0; expected 1 or more"),
         ({"norm": "bach"}, "did you mean 'batch'"),
-        (
-            {"temperature_end": 0},
-            "the temperature runs from 30.0 to 0 in 10.0 epochs; both ends must be above 0",
-        ),
-        ({"temperature_epochs": -1}, "the epochs 0 or more"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str):

@@ -238,18 +238,6 @@ def check_options(*, norm: str | None = None, **counts: float) -> None:
             raise ValueError(f"{option} is {value}; expected 1 or more")
 
 
-def check_temperature(start: float, end: float, epochs: float) -> None:
-    """Check the run of a temperature that attention is divided by.
-
-    Raises:
-        ValueError: If an end is not above 0, or the epochs are below 0.
-    """
-    if min(start, end) <= 0 or epochs < 0:
-        raise ValueError(
-            f"the temperature runs from {start} to {end} in {epochs} epochs; both ends must be above 0 and the epochs 0 or more"
-        )
-
-
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast for the device of `x`: coefficients are computed in float32."""
     kind = x.device.type

@@ -18,16 +18,15 @@ from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
-    Schedule,
     Trunk,
     attention_linear,
     check_options,
-    check_temperature,
     fresh_experts,
     full_precision,
     mix,
 )
 from kerneldna.layers.start import oppose_
+from kerneldna.layers.temperature import Temperature
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip
@@ -38,15 +37,14 @@ _MIN_HIDDEN = 2
 
 @methods.register("dyconv")
 @dataclass(frozen=True)
-class DYConv:
+class DYConv(Temperature):
     """Replace every convolution but the stem by one that mixes kernels for each image; every kernel is drawn anew.
 
     Args:
         num_kernels: Kernels that each layer mixes.
         reduction: The hidden width is in_channels // reduction, at least 2.
-        temperature_start: Temperature before training.
-        temperature_end: Temperature after `temperature_epochs`.
-        temperature_epochs: Epochs from start to end, in a straight line, step by step.
+        **temperature: As `kerneldna.layers.temperature.Temperature` takes them: temperature_start, temperature_end,
+            temperature_epochs.
 
     Raises:
         ValueError: If an option is out of range.
@@ -56,17 +54,14 @@ class DYConv:
 
     num_kernels: int = 4
     reduction: int = 4
-    temperature_start: float = 30.0
-    temperature_end: float = 1.0
-    temperature_epochs: float = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_options(reduction=self.reduction)
         if self.num_kernels < 2:
             raise ValueError(
                 f"num_kernels is {self.num_kernels}; expected 2 or more, a single kernel leaves nothing to mix"
             )
-        check_temperature(self.temperature_start, self.temperature_end, self.temperature_epochs)
 
     @classmethod
     def recipe(cls, backbone: str, **options: Any) -> DYConv:
@@ -111,12 +106,7 @@ class DYConv2d(DynamicLayer):
         self.experts = fresh_experts(replaced, options.num_kernels)
         self.trunk = Trunk(self, hidden, norm="none", like=like)
         self.kernel = attention_linear(hidden, options.num_kernels, like=like)
-        self.temperature = Schedule(
-            options.temperature_start,
-            options.temperature_end,
-            epochs=options.temperature_epochs,
-            like=like,
-        )
+        self.temperature = options.schedule(like=like)
         oppose_(self.trunk.fc.weight)
 
     def coefficients(self, x: Tensor) -> Tensor:

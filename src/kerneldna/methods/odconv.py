@@ -18,15 +18,14 @@ from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
-    Schedule,
     Trunk,
     attention_linear,
     check_options,
-    check_temperature,
     fresh_experts,
     full_precision,
     mix,
 )
+from kerneldna.layers.temperature import Temperature
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip
@@ -37,7 +36,7 @@ _MIN_HIDDEN = 16
 
 @methods.register("odconv")
 @dataclass(frozen=True)
-class ODConv:
+class ODConv(Temperature):
     """Replace convolutions by omni-dimensional dynamic ones; every kernel is drawn anew.
 
     Args:
@@ -46,9 +45,8 @@ class ODConv:
         stem: Also replace the stem. On MobileNetV2 the published counts are those with it; the authors' code leaves it static.
         shortcuts: Also replace the convolutions of shortcuts.
         norm: Of the hidden layer: "batch" as published, "layer", or "none"; the last two train at batch size 1.
-        temperature_start: Temperature before training.
-        temperature_end: Temperature after `temperature_epochs`.
-        temperature_epochs: Epochs from start to end, in a straight line, step by step.
+        **temperature: As `kerneldna.layers.temperature.Temperature` takes them: temperature_start, temperature_end,
+            temperature_epochs.
 
     Raises:
         ValueError: If an option is out of range.
@@ -61,13 +59,10 @@ class ODConv:
     stem: bool = False
     shortcuts: bool = False
     norm: str = "batch"
-    temperature_start: float = 30.0
-    temperature_end: float = 1.0
-    temperature_epochs: float = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_options(norm=self.norm, num_kernels=self.num_kernels, reduction=self.reduction)
-        check_temperature(self.temperature_start, self.temperature_end, self.temperature_epochs)
 
     @classmethod
     def recipe(cls, backbone: str, **options: Any) -> ODConv:
@@ -122,12 +117,7 @@ class ODConv2d(DynamicLayer):
         self.filter = None if is_depthwise else attention_linear(hidden, self.out_channels, like=like)
         self.spatial = None if positions == 1 else attention_linear(hidden, positions, like=like)
         self.kernel = None if count == 1 else attention_linear(hidden, count, like=like)
-        self.temperature = Schedule(
-            options.temperature_start,
-            options.temperature_end,
-            epochs=options.temperature_epochs,
-            like=like,
-        )
+        self.temperature = options.schedule(like=like)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced."""
