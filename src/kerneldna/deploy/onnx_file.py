@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 OLDEST = 18  # the exporter writes no older opset
+
+
+class OnnxFile:
+    """The facts of a runtime that is reached by way of ONNX, without its name and the ending of its files."""
+
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    storages: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
+    computes: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    opsets: ClassVar[bool] = True
 
 
 def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:

@@ -61,6 +61,16 @@ class Runtime(Protocol):
         ...
 
 
+class TorchFile:
+    """The facts of a runtime that torch brings along: nothing to install, a .pt2 file, stored and computed in fp32."""
+
+    suffix: ClassVar[str] = ".pt2"
+    packages: ClassVar[tuple[str, ...]] = ()
+    storages: ClassVar[tuple[str, ...]] = ("fp32",)
+    computes: ClassVar[tuple[str, ...]] = ("fp32",)
+    opsets: ClassVar[bool] = False
+
+
 def check(runtime: type[Runtime], request: Request) -> None:
     """Check that `runtime` is installed and can write what is asked for.
 

@@ -10,20 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.graph import exported_program
-from kerneldna.deploy.runtime import Request, only_fp32
+from kerneldna.deploy.runtime import Request, TorchFile, only_fp32
 from kerneldna.registry import runtimes
 
 
 @runtimes.register("aot_inductor")
-class AotInductor:
+class AotInductor(TorchFile):
     """Writes with `torch._inductor.aoti_compile_and_package`; needs a C++ compiler to write, not to run."""
 
     name: ClassVar[str] = "aot_inductor"
-    suffix: ClassVar[str] = ".pt2"
-    packages: ClassVar[tuple[str, ...]] = ()
-    storages: ClassVar[tuple[str, ...]] = ("fp32",)
-    computes: ClassVar[tuple[str, ...]] = ("fp32",)
-    opsets: ClassVar[bool] = False
 
     @staticmethod
     def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:

@@ -14,7 +14,7 @@ from kerneldna.registry import runtimes
 
 
 @runtimes.register("onnx")
-class Onnx:
+class Onnx(onnx_file.OnnxFile):
     """Writes one ONNX file; runs it in ONNX Runtime, which derives the children's kernels once, while it loads.
 
     The one runtime that takes a whole detector.
@@ -22,10 +22,6 @@ class Onnx:
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
-    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
-    storages: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
-    computes: ClassVar[tuple[str, ...]] = ("fp32", "int8")
-    opsets: ClassVar[bool] = True
 
     @staticmethod
     def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:

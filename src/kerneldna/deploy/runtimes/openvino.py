@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
 @runtimes.register("openvino")
-class OpenVino:
+class OpenVino(onnx_file.OnnxFile):
     """Writes by way of ONNX; OpenVINO derives the children's kernels once, while it loads.
 
     It does not do so for int8 compute, so those weights are written out: that file is as large as without sharing.
@@ -27,10 +27,7 @@ class OpenVino:
 
     name: ClassVar[str] = "openvino"
     suffix: ClassVar[str] = ".xml"
-    packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript", "onnxruntime")
-    storages: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
-    computes: ClassVar[tuple[str, ...]] = ("fp32", "int8")
-    opsets: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("openvino", *onnx_file.OnnxFile.packages)
 
     @staticmethod
     def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
