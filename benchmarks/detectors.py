@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import kerneldna as kd
-from kerneldna.deploy.fuse import can_fuse
+from kerneldna.deploy.fuse import fused_copy
 from kerneldna.files import write_json
 from kerneldna.timing import interleave, machine, speed
 
@@ -83,9 +83,7 @@ def detector(given: argparse.Namespace, method: str | None) -> nn.Module:
 
 def inference(given: argparse.Namespace, method: str | None) -> Callable[[], object]:
     """Return a function that looks at one image."""
-    model = detector(given, method).eval()
-    if can_fuse(model):
-        kd.fuse_(model)
+    model = fused_copy(detector(given, method).eval())
     image = [torch.rand(3, *given.size, device=given.device)]
 
     @torch.inference_mode()

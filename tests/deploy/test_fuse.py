@@ -7,7 +7,7 @@ from torch import nn
 
 import kerneldna as kd
 from kerneldna.conversion.convert import state_of
-from kerneldna.deploy import calibrate
+from kerneldna.deploy import calibrate, fold, fuse
 from kerneldna.network import surgery
 
 
@@ -189,8 +189,36 @@ def test_fusing_twice_is_refused(trained):
 
 
 def test_a_network_with_nothing_to_fuse_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     with pytest.raises(ValueError, match="nothing to fuse: .* neither a child layer nor a BatchNorm"):
-        kd.fuse_(timm.create_model("convnext_atto", num_classes=2).eval())
+        kd.fuse_(model, probe=torch.randn(1, 3, 8, 8))
+    assert fuse.fused_copy(model, probe=torch.randn(1, 3, 8, 8)) is model
+
+
+@pytest.mark.parametrize("method", [None, "se", "kerneldna"])
+def test_pairs_are_searched_once(method, monkeypatch):
+    searched, search = [], fold.find_pairs
+    monkeypatch.setattr(fold, "find_pairs", lambda *given: searched.append(given) or search(*given))
+    model = kd.create_model("resnet18", method=method, num_classes=4, width=0.125, stem="small").eval()
+    assert fuse.fused_copy(model) is not model
+    assert len(searched) == 1
+
+
+def test_a_network_that_takes_no_image_of_the_meta_device_is_left_as_it_was():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parent, plain = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+            self.child, self.norm = kd.ChildConv2d("child", self.parent, plain), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.child(self.parent(x))
+            return self.norm(y if y.sum() > 0 else -y)  # a meta tensor has no sum to compare
+
+    model = Branches().eval()
+    with pytest.raises(ValueError, match="does not run on one image"):
+        kd.fuse_(model, probe=torch.randn(1, 3, 8, 8))
+    assert isinstance(model.child, kd.ChildConv2d)
 
 
 def test_a_result_that_differs_is_refused_and_the_model_left_as_it_was(trained, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from kerneldna.conversion.convert import input_size_of, network_of, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import detector_export
 from kerneldna.deploy.calibrate import Batches
-from kerneldna.deploy.fuse import can_fuse, fuse_
+from kerneldna.deploy.fuse import fused_copy
 from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels
 from kerneldna.network import surgery
@@ -208,15 +207,14 @@ def _fused(
     model: nn.Module, mode: str, calibrate: Batches | None, probe: Tensor | None, *, progress: bool
 ) -> tuple[nn.Module, tuple[SharedKernel, ...]]:
     """Return a fused copy, and the kernels that it has several copies of."""
-    network = network_of(model)
-    if state_of(network).get("fused") or not can_fuse(network, None if probe is None else _size(probe)):
-        return model, ()
-    means = None
+    network, means = network_of(model), None
     if mode == "throughput" and calibration.gates_of(network):
         means = calibration.tracked_means(network)
         if calibrate is not None:
             means = calibration.gate_means(network, calibrate, progress=progress)
-    fused = fuse_(copy.deepcopy(model), mode=mode, calibrate=means, probe=probe, progress=progress)
+    fused = fused_copy(model, mode=mode, calibrate=means, probe=probe, progress=progress)
+    if fused is model:
+        return model, ()
     shared = shared_kernels(network, network_of(fused), means)
     inside = state_of(model).get("network")
     return fused, shared if inside is None else tuple(_inside(inside, kernel) for kernel in shared)

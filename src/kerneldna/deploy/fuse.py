@@ -5,6 +5,7 @@ Every module of this library that stands for a layer offers `fused()`, the plain
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -20,12 +21,15 @@ from kerneldna.deploy import fold
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
 from kerneldna.network import surgery
-from kerneldna.network.surgery import InputSize
 from kerneldna.registry import suggest
 
 log = logging.getLogger(__name__)
 MODES = ("accuracy", "throughput")
 TOLERANCE = 1e-4
+
+
+class NothingToFuseError(ValueError):
+    """The network has neither a child layer nor a BatchNorm right behind a convolution."""
 
 
 @torch.no_grad()
@@ -72,8 +76,11 @@ def fuse_(
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     channels, height, width = x.shape[1:]
     size = (channels, height, width)
-    if not can_fuse(model, size):
-        raise ValueError(
+    has_children = any(map(_stands_for_a_layer, model.modules()))
+    # children become convolutions first: their pairs are found after that
+    pairs = () if has_children else fold.find_pairs(model, size)
+    if not has_children and not pairs:
+        raise NothingToFuseError(
             "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
         )
     means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
@@ -85,7 +92,11 @@ def fuse_(
                 calibration.recalibrate_norms_(model, calibrate, progress=progress)
             expected = _outputs(model, x)
     replaced = _materialise_(model, means)
-    pairs = fold.find_pairs(model, size)
+    try:
+        pairs = fold.find_pairs(model, size) if has_children else pairs
+    except ValueError:
+        _put_back_(model, replaced, statistics)
+        raise
     replaced = {**_fold_(model, pairs), **replaced}
     difference = surgery.relative_difference(expected, _outputs(model, x))
     if not difference <= TOLERANCE:  # also when it is not a number
@@ -115,16 +126,19 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     set_state(model, fused=dict(noted))
 
 
-def can_fuse(model: nn.Module, input_size: InputSize | None = None) -> bool:
-    """Whether there is a child to materialise or a BatchNorm to fold in `model`.
+def fused_copy(model: nn.Module, **options: Any) -> nn.Module:
+    """Return a fused copy of `model`, or `model` itself where it is fused already or there is nothing to fuse.
 
     Args:
-        model: A network in eval mode.
-        input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
+        model: A network in eval mode, or a detector.
+        **options: As `fuse_` takes them.
     """
-    model = network_of(model)
-    size = input_size or input_size_of(model)
-    return any(map(_stands_for_a_layer, model.modules())) or bool(fold.find_pairs(model, size))
+    if state_of(network_of(model)).get("fused"):
+        return model
+    try:
+        return fuse_(copy.deepcopy(model), **options)
+    except NothingToFuseError:
+        return model
 
 
 def _check(model: nn.Module, mode: str, *, calibrate: Any, recalibrate_norms: bool) -> None:

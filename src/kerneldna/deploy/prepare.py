@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kerneldna.conversion.convert import input_size_of, state_of
-from kerneldna.deploy.fuse import can_fuse, fuse_
+from kerneldna.conversion.convert import input_size_of
+from kerneldna.deploy.fuse import fused_copy
 from kerneldna.network import surgery
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,10 +29,8 @@ def fused(model: nn.Module, *, mode: str = "accuracy") -> nn.Module:
         mode: "accuracy" keeps its gates; "throughput" replaces them by their means over random images, which is right for a
             timing and nothing else.
     """
-    if state_of(model).get("fused") or not can_fuse(model):
-        return model
     calibrate = surgery.probe(model, input_size_of(model), batch=8) if mode == "throughput" else None
-    return fuse_(copy.deepcopy(model), mode=mode, calibrate=calibrate, progress=False)
+    return fused_copy(model, mode=mode, calibrate=calibrate, progress=False)
 
 
 def laid_out(
