@@ -157,6 +157,24 @@ class ChannelAttention(Gate):
         return torch.sigmoid(self.fc2(torch.relu(self.norm(self.fc1(pooled)))))
 
 
+def gate_of(
+    layer: nn.Conv2d | nn.Linear, *, reduction: int, norm: str = "batch", drop_rate: float = 0.0
+) -> ChannelAttention:
+    """Return a fresh channel attention for the input of a layer, its hidden width channels // reduction, at least 1.
+
+    Args:
+        layer: The layer; the maps of a Linear are channels-last.
+        reduction: What the channels are divided by.
+        norm: As for `ChannelAttention`.
+        drop_rate: As for `Gate`.
+    """
+    last = isinstance(layer, nn.Linear)
+    channels = layer.in_features if last else layer.in_channels
+    return ChannelAttention(
+        channels, max(1, channels // reduction), norm=norm, channels_last=last, drop_rate=drop_rate
+    )
+
+
 def _double(buffer: Tensor | None) -> Tensor:
     if buffer is None:
         raise ValueError("the gate's BatchNorm keeps no running statistics; it cannot be folded")

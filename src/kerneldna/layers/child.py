@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from kerneldna.layers.attention import ChannelAttention, Gate
+from kerneldna.layers.attention import Gate, gate_of
 from kerneldna.layers.modulation import NAMES, factors, modulation_parameters
 
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 _GEOMETRY = (
     "in_channels",
     "out_channels",
@@ -33,8 +34,23 @@ _GEOMETRY = (
 )
 
 
-class _Child(nn.Module):
-    """What both kinds of child share: the borrowed parent, the modulation of its kernel, the gate."""
+class Child(nn.Module, Generic[Layer]):
+    """What both kinds of child share: the borrowed parent, the modulation of its kernel, the gate.
+
+    Args:
+        name: Its qualified name, for error messages.
+        parent: The layer whose kernel it borrows.
+        replaced: The layer it stands in for; the kernel has the parent's shape, the bias stays.
+        reduction: Of the channel attention.
+        channel: With channel attention, the dynamic gate of the input's channels.
+        norm: Of the channel attention: "batch" or "none".
+        gate_drop_rate: Of the channel attention.
+        gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.layers.lookahead`.
+        **modulation: As `kerneldna.layers.modulation.modulation_parameters` takes them: modulation, spatial, filter, rank.
+
+    Raises:
+        ValueError: If the kernels' shapes differ.
+    """
 
     _parent: nn.Conv2d | nn.Linear
     spatial: nn.Parameter | None
@@ -44,10 +60,14 @@ class _Child(nn.Module):
     def __init__(
         self,
         name: str,
-        parent: nn.Conv2d | nn.Linear,
-        replaced: nn.Conv2d | nn.Linear,
+        parent: Layer,
+        replaced: Layer,
         *,
-        gate: Gate | None,
+        reduction: int = 4,
+        channel: bool = True,
+        norm: str = "batch",
+        gate_drop_rate: float = 0.0,
+        gate: Gate | None = None,
         **modulation: Any,
     ) -> None:
         super().__init__()
@@ -59,11 +79,14 @@ class _Child(nn.Module):
         object.__setattr__(self, "_parent", parent)  # past nn.Module's registration, on purpose
         self.name = name
         self.bias = replaced.bias
+        if channel and gate is None:
+            gate = gate_of(replaced, reduction=reduction, norm=norm, drop_rate=gate_drop_rate)
         self.gate = gate
         made = modulation_parameters(parent.weight.shape, **modulation)
         for part in NAMES:
             self.register_parameter(part, made.get(part))
         self.to(replaced.weight.device, replaced.weight.dtype)
+        self._take_over(replaced)
 
     @property
     def weight(self) -> Tensor:
@@ -94,6 +117,10 @@ class _Child(nn.Module):
             found.append(seen.reshape(-1, kernel.shape[1], *(1,) * (kernel.ndim - 2)))
         return found
 
+    def _take_over(self, replaced: Layer) -> None:
+        """Note what else the child keeps of the layer it replaces."""
+        raise NotImplementedError
+
     def _scaled(self, mean: Tensor | None) -> Tensor:
         kernel = self._parent.weight.detach()
         return prod(self.factors(mean), start=kernel.double()).to(kernel.dtype)
@@ -115,7 +142,7 @@ class _Child(nn.Module):
         )
 
 
-class ChildConv2d(_Child):
+class ChildConv2d(Child[nn.Conv2d]):
     """A convolution whose kernel is its parent's, seen through an adapter.
 
     It keeps the bias, stride, padding, dilation, groups and padding mode of the convolution it replaces.
@@ -124,35 +151,13 @@ class ChildConv2d(_Child):
         name: Its qualified name, for error messages.
         parent: The convolution whose kernel it borrows, `(out_channels, in_channels/groups, k, k)`.
         replaced: The convolution it stands in for; the kernel has the parent's shape.
-        reduction: Of the channel attention.
-        channel: With channel attention, the dynamic gate of the input's channels.
-        norm: Of the channel attention: "batch" or "none".
-        gate_drop_rate: Of the channel attention.
-        gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.layers.lookahead`.
-        **modulation: As `kerneldna.layers.modulation.modulation_parameters` takes them: modulation, spatial, filter, rank.
+        **options: Of the adapter, as `Child` takes them.
 
     Raises:
         ValueError: If the kernels' shapes differ.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parent: nn.Conv2d,
-        replaced: nn.Conv2d,
-        *,
-        reduction: int = 4,
-        channel: bool = True,
-        norm: str = "batch",
-        gate_drop_rate: float = 0.0,
-        gate: Gate | None = None,
-        **modulation: Any,
-    ) -> None:
-        channels = replaced.in_channels
-        if channel and gate is None:
-            hidden = max(1, channels // reduction)
-            gate = ChannelAttention(channels, hidden, norm=norm, drop_rate=gate_drop_rate)
-        super().__init__(name, parent, replaced, gate=gate, **modulation)
+    def _take_over(self, replaced: nn.Conv2d) -> None:
         self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
         self.kernel_size, self.stride, self.padding = replaced.kernel_size, replaced.stride, replaced.padding
         self.dilation, self.groups = replaced.dilation, replaced.groups
@@ -192,43 +197,21 @@ class ChildConv2d(_Child):
         )
 
 
-class ChildLinear(_Child):
+class ChildLinear(Child[nn.Linear]):
     """A pointwise convolution written as `nn.Linear` on channels-last maps, its kernel its parent's (ConvNeXt's fc1 and fc2).
 
     Args:
         name: Its qualified name, for error messages.
         parent: The layer whose kernel it borrows, `(out_features, in_features)`.
         replaced: The layer it stands in for.
-        reduction: Of the channel attention.
-        channel: With channel attention.
-        norm: Of the channel attention: "batch" or "none".
-        gate_drop_rate: Of the channel attention.
-        gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.layers.lookahead`.
-        **modulation: As for ChildConv2d; there is no spatial attention.
+        **options: Of the adapter, as `Child` takes them; there is no spatial attention.
 
     Raises:
         ValueError: If the kernels' shapes differ.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parent: nn.Linear,
-        replaced: nn.Linear,
-        *,
-        reduction: int = 4,
-        channel: bool = True,
-        norm: str = "batch",
-        gate_drop_rate: float = 0.0,
-        gate: Gate | None = None,
-        **modulation: Any,
-    ) -> None:
-        channels = replaced.in_features
-        if channel and gate is None:
-            hidden = max(1, channels // reduction)
-            gate = ChannelAttention(channels, hidden, norm=norm, channels_last=True, drop_rate=gate_drop_rate)
-        super().__init__(name, parent, replaced, gate=gate, **modulation)
-        self.in_features, self.out_features = channels, replaced.out_features
+    def _take_over(self, replaced: nn.Linear) -> None:
+        self.in_features, self.out_features = replaced.in_features, replaced.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""

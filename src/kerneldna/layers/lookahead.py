@@ -14,13 +14,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from kerneldna.layers.attention import ChannelAttention, Gate
+from kerneldna.layers.attention import ChannelAttention, Gate, gate_of
 from kerneldna.layers.start import draw_
 
 _FORWARD = -1  # what torch calls the graph task while no backward pass runs
@@ -212,14 +213,13 @@ def stage_gates(
     names = list(layers)
     widths = [_width(name, layer) for name, layer in layers.items()]
     last = [isinstance(layer, nn.Linear) for layer in layers.values()]
-    hidden = max(1, widths[0] // reduction)
     if len(names) == 1:
-        only = ChannelAttention(widths[0], hidden, norm=norm, channels_last=last[0], drop_rate=drop_rate)
-        return {names[0]: only}
+        only: Any = layers[names[0]]
+        return {names[0]: gate_of(only, reduction=reduction, norm=norm, drop_rate=drop_rate)}
     handovers = [Handover(names[0]) for _ in names[1:]]
     first = StageGate(
         widths[0],
-        hidden,
+        max(1, widths[0] // reduction),
         later=widths[1:],
         handovers=handovers,
         norm=norm,
