@@ -135,6 +135,11 @@ def test_opening_what_is_not_there(tmp_path):
         kd.load_exported(tmp_path / "m.bin")
 
 
+def test_a_pt2_file_is_torch_export_s_unless_said_otherwise(model, images, tmp_path):
+    path = kd.export(model, tmp_path / "m.pt2", runtime="torch_export", images=images).path
+    torch.testing.assert_close(kd.load_exported(path)(images), model(images), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", [n for n in RUNTIMES if n != "openvino"])
 def test_bf16_is_refused_where_there_is_none(name, tmp_path):
     found = runtime(name)

@@ -143,7 +143,7 @@ def load_exported(
 
     Args:
         path: The file.
-        runtime: What runs it; by default the first whose files end like this one.
+        runtime: What runs it; by default the one whose files end like this one, torch_export for a `.pt2`.
         threads: How many threads it may use; by default all cores. torch's own runtimes follow `torch.set_num_threads`.
         precision: "fp32", or "bf16" where the runtime can.
 
@@ -159,8 +159,8 @@ def load_exported(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; give a file that export wrote")
-    # .pt2 is torch_export's unless said otherwise: an AOTInductor package ends the same
-    known = {runtimes.get(name).suffix: name for name in ("aot_inductor", *reversed(runtimes.names()))}
+    # an AOTInductor package ends as a file of torch_export does: the later name stands
+    known = {runtimes.get(name).suffix: name for name in runtimes.names()}
     if runtime is None and path.suffix not in known:
         raise ValueError(
             f"no runtime's files end in {path.suffix!r}; expected one of {', '.join(sorted(known))}"
