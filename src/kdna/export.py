@@ -16,8 +16,12 @@ def export(
     ] = None,
     runtime: Annotated[str, typer.Option(help="What runs the file (kdna list runtimes).")] = "onnx",
     mode: Annotated[
-        str, typer.Option(help="accuracy keeps the dynamic gates; throughput replaces them by their means.")
-    ] = "accuracy",
+        str | None,
+        typer.Option(
+            help="accuracy keeps the dynamic gates; throughput replaces them by their means. Default: accuracy, or of a fused "
+            "network the mode it was fused in."
+        ),
+    ] = None,
     storage: Annotated[
         str, typer.Option(help="How weights are stored: fp32, fp16, or int8 with one scale a channel.")
     ] = "fp32",
@@ -47,13 +51,17 @@ def export(
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
     import kerneldna as kd
+    from kerneldna.conversion.convert import network_of, state_of
+    from kerneldna.deploy.fuse import settled_mode
     from kerneldna.registry import runtimes
     from kerneldna.training.opened_run import OpenedRun
 
     path = out or run / f"{part or 'model'}{runtimes.get(runtime).suffix}"
     opened = OpenedRun(run)
     model = opened.network()
-    calibrated = mode == "throughput" or compute == "int8"
+    mode = settled_mode(model, mode)
+    fused = state_of(network_of(model)).get("fused")
+    calibrated = (mode == "throughput" and not fused) or compute == "int8"
     data = opened.calibration(model, source=calibrate, images=images) if calibrated else None
     # a network alone is compared with PyTorch on random images
     compared = opened.sample(max(batch or 0, 7), source=calibrate) if opened.recipe else None

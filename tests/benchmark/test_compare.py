@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import kerneldna as kd
 from kerneldna.benchmark import compare
 from kerneldna.benchmark.compare import latency, one_thread
 from kerneldna.benchmark.networks import Contestant, parse
@@ -168,6 +169,16 @@ def test_variants_of_kerneldna():
     assert own.parameters < plain.parameters
     assert fast.training is None
     assert own.training is not None
+
+
+def test_a_network_that_is_fused_already_is_timed_in_its_own_mode_or_not_at_all():
+    (named,) = parse(["resnet18/kerneldna"], width=0.125)
+    fused = kd.fuse_(named.build())
+    entries = [Contestant(str(mode), lambda: fused, mode) for mode in (None, "accuracy", "throughput")]
+    as_it_is, accuracy, throughput = run(*entries, setup=Setup(size=32, batch=0), rounds=1).rows
+    assert as_it_is.error is accuracy.error is None
+    assert throughput.error.startswith("mode 'throughput' was asked for, and this network is fused already")
+    assert throughput.latency is None
 
 
 def test_throughput_needs_fusing():

@@ -67,6 +67,7 @@ def test_folders_know_their_accuracy(tmp_path):
         [str(tmp_path / "run"), f"{tmp_path / 'run'}@throughput", str(tmp_path / "other" / "run")]
     )
     assert (run.label, run.accuracy) == ("run", 0.93)
+    assert run.mode is None
     assert (fast.label, fast.accuracy, fast.mode) == ("run@throughput", None, "throughput")
     assert (bare.label, bare.accuracy) == (str(tmp_path / "other" / "run"), None)
     torch.testing.assert_close(run.build().state_dict(), model.state_dict())

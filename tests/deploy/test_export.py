@@ -157,3 +157,20 @@ def test_other_networks(method, tmp_path):
     if batch:
         with pytest.raises(ValueError, match="export with a fixed batch size"):
             kd.export(model, tmp_path / "n.pt2", runtime="torch_export")
+
+
+@pytest.mark.parametrize("fused", ["accuracy", "throughput"])
+def test_a_fused_network_is_written_in_the_mode_that_it_has(fused, model, images, tmp_path):
+    given = copy.deepcopy(model)
+    kd.fuse_(given, mode=fused, calibrate=images if fused == "throughput" else None, progress=False)
+    for mode in (None, fused):
+        written = kd.export(given, tmp_path / "m.pt2", runtime="torch_export", mode=mode)
+        found = kd.load_exported(written.path)(images)
+        torch.testing.assert_close(found, given(images), rtol=1e-4, atol=1e-4)
+        written.path.unlink()
+    other = {"accuracy": "throughput", "throughput": "accuracy"}[fused]
+    with pytest.raises(
+        ValueError, match=f"mode '{other}' was asked for, and this network is fused already, in {fused}"
+    ):
+        kd.export(given, tmp_path / "m.pt2", runtime="torch_export", mode=other, calibrate=images)
+    assert not list(tmp_path.iterdir())

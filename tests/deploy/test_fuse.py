@@ -172,6 +172,36 @@ def test_any_network_of_timm(name, settle):
     assert state_of(fast)["fused"]["difference"] < 1e-5
 
 
+NO_GATES = {"plain": None, "no channel attention": kd.KernelDNA(channel=False)}
+
+
+@pytest.mark.parametrize("fused", ["accuracy", "throughput"])
+@pytest.mark.parametrize("asked", [None, "accuracy", "throughput"])
+@pytest.mark.parametrize("gate", ["child", "stage", *NO_GATES])
+def test_the_mode_asked_of_a_fused_network(fused, asked, gate, settle):
+    method = NO_GATES[gate] if gate in NO_GATES else kd.KernelDNA.recipe("resnet18", gate=gate)
+    model = kd.create_model("resnet18", method=method, num_classes=4, width=0.125, stem="small")
+    settle(model, torch.randn(4, 3, 32, 32), rounds=1)
+    assert fuse.settled_mode(model, asked) == (asked or "accuracy")
+    images = torch.randn(4, 3, 32, 32) if fused == "throughput" else None
+    kd.fuse_(model, mode=fused, calibrate=images, progress=False)
+    if gate in NO_GATES or asked in (None, fused):
+        assert fuse.settled_mode(model, asked) == (asked or fused)
+        assert fuse.fused_copy(model, mode=asked) is model
+        return
+    left = "its 6 gates kept" if fused == "accuracy" else "its gates replaced by their means"
+    expected = f"mode '{asked}' was asked for, and this network is fused already, in {fused} mode, {left}; give the network as"
+    with pytest.raises(ValueError, match=expected):
+        fuse.fused_copy(model, mode=asked)
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_an_unknown_mode(trained, is_fused):
+    model = kd.fuse_(copy.deepcopy(trained)) if is_fused else trained
+    with pytest.raises(ValueError, match="unknown mode 'acuracy'; did you mean 'accuracy'"):
+        fuse.settled_mode(model, "acuracy")
+
+
 def test_parent_and_child_are_independent_afterwards(trained):
     model = kd.fuse_(copy.deepcopy(trained))
     model.layer4[1].conv2.weight.data.zero_()

@@ -84,6 +84,13 @@ def test_export_expand_and_eval_of_a_file(run, tmp_path):
     assert measured["top1"] == pytest.approx(found["top1"]["onnx"])
 
 
+def test_export_of_a_fused_network_refuses_the_other_mode(run, tmp_path):
+    fused = last_line(call("fuse", run, "--out", tmp_path / "fused", "--no-evaluate"))["model"]
+    words = ["export", fused, "--runtime", "torch_export", "--out", tmp_path / "m.pt2"]
+    assert "fused already, in accuracy mode" in call(*words, "--mode", "throughput", code=1).stderr
+    assert last_line(call(*words))["bytes"] == (tmp_path / "m.pt2").stat().st_size
+
+
 def test_export_in_int8_calibrates_on_the_run_s_images(run, tmp_path):
     out = tmp_path / "m.onnx"
     words = ["--compute", "int8", "--mode", "throughput", "--images", "32", "--no-evaluate", "--no-progress"]

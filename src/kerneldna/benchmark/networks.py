@@ -35,14 +35,15 @@ class Contestant:
 
     Attributes:
         label: What it is called in tables.
-        build: Returns the network in eval mode, as it is trained: not fused.
-        mode: How it is fused: "accuracy" keeps its gates, "throughput" replaces them by their means.
+        build: Returns the network in eval mode: as it is trained, not fused, or as its folder holds it.
+        mode: How it is fused: "accuracy" keeps its gates, "throughput" replaces them by their means. None is "accuracy", or
+            leaves a network that is fused already as it is.
         accuracy: A fraction 0-1, None if unknown.
     """
 
     label: str
     build: Callable[[], nn.Module]
-    mode: str = "accuracy"
+    mode: str | None = None
     accuracy: float | None = None
 
 
@@ -130,8 +131,7 @@ def _folder(path: Path, variant: str) -> Contestant:
     measured = run.folder.result_file.is_file() and variant != "throughput"
     accuracy = run.folder.read_result().get("top1") if measured else None
     label = path.resolve().name + (f"@{variant}" if variant else "")
-    mode = "throughput" if variant == "throughput" else "accuracy"
-    return Contestant(label, run.network, mode, accuracy)
+    return Contestant(label, run.network, variant or None, accuracy)
 
 
 def _unshared(method: Any) -> Method | None:

@@ -17,7 +17,7 @@ from kerneldna.conversion.convert import input_size_of, network_of, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import detector_export
 from kerneldna.deploy.calibrate import Batches
-from kerneldna.deploy.fuse import fused_copy
+from kerneldna.deploy.fuse import fused_copy, settled_mode
 from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels
 from kerneldna.network import surgery
@@ -51,7 +51,7 @@ def export(
     path: str | Path,
     *,
     runtime: str = "onnx",
-    mode: str = "accuracy",
+    mode: str | None = None,
     storage: str = "fp32",
     compute: str = "fp32",
     calibrate: Batches | None = None,
@@ -77,7 +77,8 @@ def export(
         model: A network in eval mode, any method or none, or a detector.
         path: The file to write; it is put in place only after the comparison holds.
         runtime: "onnx", "openvino", "torch_export" or "aot_inductor" (`kdna list runtimes`).
-        mode: "accuracy" keeps the gates, "throughput" folds their means; see `fuse_`.
+        mode: "accuracy", the default, keeps the gates, "throughput" folds their means; see `fuse_`. A network that is fused
+            already is written as it is, so this may be left out, or be the mode that it was fused in.
         storage: How weights are stored: "fp32", "fp16", or "int8" with one scale an output channel; they are computed with in
             float all the same.
         compute: "int8" computes convolutions and matrix products in int8 (static quantization).
@@ -96,8 +97,9 @@ def export(
         The file, its size and its difference to PyTorch.
 
     Raises:
-        ValueError: If the network is in training mode, an argument is unknown to the runtime, calibration data is missing, the
-            network makes a kernel for each image and no batch is given, or the file's outputs differ from PyTorch's.
+        ValueError: If the network is in training mode or fused in another mode than asked for, an argument is unknown to the
+            runtime, calibration data is missing, the network makes a kernel for each image and no batch is given, or the file's
+            outputs differ from PyTorch's.
         RuntimeError: If torch does not write the whole detector.
         ModuleNotFoundError: If the runtime is not installed.
     """
@@ -204,10 +206,10 @@ def _images(model: nn.Module, size: InputSize, batches: tuple[int, ...], images:
 
 
 def _fused(
-    model: nn.Module, mode: str, calibrate: Batches | None, probe: Tensor | None, *, progress: bool
+    model: nn.Module, mode: str | None, calibrate: Batches | None, probe: Tensor | None, *, progress: bool
 ) -> tuple[nn.Module, tuple[SharedKernel, ...]]:
     """Return a fused copy, and the kernels that it has several copies of."""
-    network, means = network_of(model), None
+    network, mode, means = network_of(model), settled_mode(model, mode), None
     if mode == "throughput" and calibration.gates_of(network):
         means = calibration.tracked_means(network)
         if calibrate is not None:

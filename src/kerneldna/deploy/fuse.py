@@ -20,6 +20,7 @@ from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import fold
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
+from kerneldna.layers.child import layer_inside
 from kerneldna.network import surgery
 from kerneldna.registry import suggest
 
@@ -126,17 +127,53 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     set_state(model, fused=dict(noted))
 
 
-def fused_copy(model: nn.Module, **options: Any) -> nn.Module:
+def settled_mode(model: nn.Module, mode: str | None) -> str:
+    """Return the mode of fusing that `model` is run or written in.
+
+    Args:
+        model: A network, fused or not, or a detector.
+        mode: The mode asked for; None is "accuracy", or where the network is fused already, the mode that it was fused in.
+
+    Raises:
+        ValueError: If the mode is unknown, or the network was fused in the other one and its gates make a difference.
+    """
+    if mode is not None and mode not in MODES:
+        raise ValueError(suggest("mode", mode, MODES))
+    network = network_of(model)
+    noted = state_of(network).get("fused")
+    if noted is None:
+        return mode or "accuracy"
+    if mode in (None, noted["mode"]):
+        return noted["mode"]
+    kept = sum(layer_inside(module) is not None for module in network.modules())
+    if noted["mode"] == "accuracy" and kept:
+        left = f"its {kept} gate{'s' * (kept > 1)} kept"
+    elif noted["mode"] == "throughput" and noted.get("moved") != 0:
+        left = "its gates replaced by their means"
+    else:
+        return mode  # without a gate the two are the same
+    raise ValueError(
+        f"mode {mode!r} was asked for, and this network is fused already, in {noted['mode']} mode, {left}; "
+        "give the network as it was trained, or leave the mode out"
+    )
+
+
+def fused_copy(model: nn.Module, *, mode: str | None = None, **options: Any) -> nn.Module:
     """Return a fused copy of `model`, or `model` itself where it is fused already or there is nothing to fuse.
 
     Args:
         model: A network in eval mode, or a detector.
+        mode: As for `settled_mode`.
         **options: As `fuse_` takes them.
+
+    Raises:
+        ValueError: As `settled_mode` and `fuse_` do.
     """
+    mode = settled_mode(model, mode)
     if state_of(network_of(model)).get("fused"):
         return model
     try:
-        return fuse_(copy.deepcopy(model), **options)
+        return fuse_(copy.deepcopy(model), mode=mode, **options)
     except NothingToFuseError:
         return model
 

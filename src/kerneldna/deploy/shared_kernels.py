@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.convert import plan_of, state_of
 from kerneldna.deploy import fold
+from kerneldna.layers.child import layer_inside
 from kerneldna.network import surgery
 
 
@@ -66,6 +67,5 @@ def shared_kernels(
 
 def _inner(fused: nn.Module, name: str) -> str:
     """Return the name of the layer that holds the kernel: a gated child is a sequence of gate and layer."""
-    layer = surgery.get(fused, name)
-    last = next((part for part, _ in layer.named_children() if part in ("conv", "linear")), None)
-    return name if last is None else f"{name}.{last}"
+    inside = layer_inside(surgery.get(fused, name))
+    return name if inside is None else f"{name}.{inside}"

@@ -32,6 +32,7 @@ _GEOMETRY = (
     "groups",
     "padding_mode",
 )
+_GATED = (["gate", "conv"], ["gate", "linear"])  # the parts of a gated child, fused
 
 
 class Child(nn.Module, Generic[Layer]):
@@ -234,6 +235,12 @@ class ChildLinear(Child[nn.Linear]):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
+
+
+def layer_inside(fused: nn.Module) -> str | None:
+    """Return the name of the layer in what a gated child was fused to, a sequence of gate and layer; None of any other module."""
+    parts = [name for name, _ in fused.named_children()]
+    return parts[1] if isinstance(fused, nn.Sequential) and parts in _GATED else None
 
 
 def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
