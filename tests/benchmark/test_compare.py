@@ -1,5 +1,4 @@
 import json
-import time
 
 import pytest
 import torch
@@ -7,7 +6,6 @@ from torch import nn
 
 import kerneldna as kd
 from kerneldna.benchmark import compare
-from kerneldna.benchmark.compare import latency, one_thread
 from kerneldna.benchmark.networks import Contestant, parse
 from kerneldna.benchmark.workloads import Setup
 
@@ -48,29 +46,6 @@ class Breaks(nn.Module):
         if Breaks.calls > self.after:
             raise MemoryError("no memory left")
         return self.conv(x).mean((2, 3))
-
-
-def test_ratios_are_against_the_first():
-    x = torch.zeros(1)
-    slow = {"a": lambda _: time.sleep(0.002), "b": lambda _: time.sleep(0.004)}
-    found = latency(slow, x, rounds=5)
-    assert found["a"].ratio == 1
-    assert found["b"].ratio > 1
-    low, high = found["b"].spread
-    assert low <= found["b"].ratio <= high
-    assert found["b"].milliseconds > 3
-
-
-def test_latency_does_not_hide_an_error():
-    with pytest.raises(ZeroDivisionError):
-        latency({"a": lambda _: 1 / 0}, torch.zeros(1))
-
-
-def test_one_thread_puts_the_number_back():
-    before = torch.get_num_threads()
-    with one_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
 
 
 def test_a_report_holds_sizes_and_speeds():

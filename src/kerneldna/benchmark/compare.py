@@ -7,18 +7,15 @@ of the same round, so above 1 is faster; the median over the rounds, with quarti
 from __future__ import annotations
 
 import platform
-import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from kerneldna import timing
 from kerneldna.benchmark import memory
@@ -27,7 +24,7 @@ from kerneldna.benchmark.workloads import TORCH, Lane, Setup, open_lanes, parse_
 from kerneldna.progress import bar
 from kerneldna.registry import runtimes as exporters
 from kerneldna.registry import suggest
-from kerneldna.timing import Quartiles, Speed
+from kerneldna.timing import Speed
 
 KINDS = {"latency": "Timing batch 1", "throughput": "Timing batches", "training": "Timing training steps"}
 
@@ -115,7 +112,7 @@ def run(
     """Compare networks in runtimes; what cannot run is reported with its reason, the others go on.
 
     Args:
-        contestants: The networks, as `contestants.parse` returns them.
+        contestants: The networks, as `networks.parse` returns them.
         setup: How they are prepared and run, and what is measured; `Setup()` unless given.
         runtimes: "eager", "compiled", and any export runtime; "openvino:bf16", "onnx:int8" for a form other than the setup's.
         rounds: How often each is timed.
@@ -177,55 +174,6 @@ def run(
         for lane in bar([lane for lane in lanes if lane.jobs], text="Measuring memory", on=progress):
             _measure_memory(lane)
     return report()
-
-
-@dataclass(frozen=True)
-class Latency:
-    """The latency of one network, and its ratio to the first of those it was timed with.
-
-    Attributes:
-        milliseconds: Median time of one call.
-        ratio: Median over the rounds of its time divided by the first network's time in the same round.
-        spread: The quartiles of that ratio, 25 % and 75 %.
-    """
-
-    milliseconds: float
-    ratio: float
-    spread: Quartiles
-
-
-@torch.no_grad()
-def latency(
-    models: Mapping[str, nn.Module | Callable[[Tensor], object]], x: Tensor, *, rounds: int = 30
-) -> dict[str, Latency]:
-    """Time one call of each network on `x`, in turn, on one CPU thread.
-
-    Args:
-        models: Label -> network in eval mode, or any function of one tensor. The first is the reference.
-        x: The input, `(B, C, H, W)`.
-        rounds: How many times each is timed, after three calls that are not counted.
-    """
-    calls = {name: partial(model, x) for name, model in models.items()}
-    with one_thread():
-        for call in (call for call in calls.values() for _ in range(3)):
-            call()
-        times, errors, stopped = timing.interleave(calls, rounds=rounds)
-    if stopped:
-        raise KeyboardInterrupt
-    for error in errors.values():
-        raise error
-    reference = next(iter(times.values()))
-    return {name: _latency(own, reference) for name, own in times.items()}
-
-
-def one_thread() -> AbstractContextManager[None]:
-    """Run torch on one CPU thread inside the block."""
-    return timing.machine(1)
-
-
-def _latency(own: Sequence[float], reference: Sequence[float]) -> Latency:
-    ratios = [a / b for a, b in zip(own, reference, strict=True)]
-    return Latency(statistics.median(own), statistics.median(ratios), timing.quartiles(ratios))
 
 
 def _check(setup: Setup, labels: Sequence[str], names: Sequence[str], rounds: int) -> None:
