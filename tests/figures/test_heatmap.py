@@ -1,6 +1,5 @@
 from dataclasses import dataclass
 from math import nan
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -162,15 +161,9 @@ def test_gates_all_alike_are_drawn():
     assert gate_figure(["cat"], [[0.5, 0.5]]).axes[2].images[0].get_clim() == (-1, 1)
 
 
-def test_figures_are_saved_and_put_into_pages(tmp_path):
+def test_figures_are_saved(tmp_path):
     figure = similarity_figure(Matrix(["a", "b"], ["a", "b"], [[1, None], [None, 1]], note="n"), title="t")
     assert pareto.save(figure, tmp_path / "a.png").stat().st_size > 1000
-    root = ElementTree.fromstring(style.to_svg(figure, prefix="cka", label="CKA"))
-    ids = {element.get("id") for element in root.iter() if element.get("id")}
-    styles = " ".join(element.get("style", "") for element in root.iter())
-    hatch = styles.split("url(#")[1].split(")")[0]
-    assert hatch in ids
-    assert hatch.startswith("cka-")
 
 
 @pytest.mark.parametrize(
