@@ -8,9 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 import kerneldna as kd
+
+# `pytest --hypothesis-profile=long` draws new examples, and many; the default ones are the same at every run.
+settings.register_profile(
+    "quick",
+    max_examples=25,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("long", settings.get_profile("quick"), max_examples=1000, derandomize=False)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,14 @@ class Objects:
     boxes: Tensor
     labels: Tensor
     outlines: tuple[Any, ...]
+
+    def renumbered(self, numbers: Tensor) -> Objects:
+        """Return the objects with the labels of another list of classes.
+
+        Args:
+            numbers: `(classes,)`, int64: the number of each class in that list, counted from 0.
+        """
+        return replace(self, labels=numbers[self.labels - 1] + 1)
 
     def masks(self) -> Tensor:
         """Return the pixels of each object, `(N, H, W)` of 0 and 1, uint8.
