@@ -15,7 +15,8 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE", help="Images, or folders of them: jpg, jpeg, png, bmp, webp; no sub-folders."
+            metavar="IMAGE",
+            help="Images, or folders of them: jpg, jpeg, png, ppm, pgm, bmp, tif, tiff, webp; no sub-folders.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the drawn images and predictions.json.")] = Path(

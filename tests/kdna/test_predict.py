@@ -228,3 +228,25 @@ def test_errors_are_one_sentence_and_exit_1(words, message, run, photos, tmp_pat
 def test_cuda_without_a_device_is_refused(detector, photos, tmp_path):
     with pytest.raises(ValueError, match="torch sees no CUDA device; give cpu, or auto"):
         predict(detector, [photos], tmp_path / "out", device="cuda")
+
+
+def test_leftovers_and_other_files_of_a_folder_are_counted(photos, caplog):
+    for name in ("._a.jpg", "Thumbs.db", "anim.gif"):
+        (photos / name).write_bytes(b"x")
+    (photos / "inner").mkdir()
+    assert len(find_images([photos])) == 5
+    expected = (
+        "1 hidden (._a.jpg), 1 ending in .db (Thumbs.db), 1 ending in .gif (anim.gif), 1 sub-folder (inner)"
+    )
+    assert caplog.messages == [f"passed over in {photos}: {expected}"]
+
+
+def test_images_of_odd_shapes_are_drawn_or_named(detector, tmp_path):
+    sizes = {"dot": (1, 1), "bar": (20, 1), "line": (100, 1), "thread": (500, 1), "wide": (20_000, 300)}
+    for name, size in sizes.items():
+        Image.new("L", size, 90).save(tmp_path / f"{name}.png")
+    done = predict(detector, [tmp_path], tmp_path / "out", threshold=0)
+    assert (done.images, sorted(done.unread)) == (
+        2,
+        [str(tmp_path / f"{n}.png") for n in ("line", "thread", "wide")],
+    )

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from kerneldna.data.dataset import ImageSplit
+from kerneldna.data.images import why_unread
 from kerneldna.recipes.specs import Recipe
 
 logger = logging.getLogger(__name__)
@@ -87,20 +88,20 @@ class Samples(Dataset[Any]):
         try:
             image, label = self.split[draw.image]
             image.load()
-        # Decoders raise OSError, SyntaxError, ValueError, struct.error and more on a broken file.
+        # A split is anyone's code: whatever it raises, the image is named.
         except Exception as error:
-            return self._unread(self.split.describe(draw.image), error)
+            return self._unread(self.split.describe(draw.image), why_unread(error))
         with _seeded(self.seed, *draw):
             image, label = self.transform(image, label)
         return image, (label, draw.image) if self.numbered else label
 
-    def _unread(self, name: str, error: Exception) -> Unread:
+    def _unread(self, name: str, reason: str) -> Unread:
         if not self.skip:
             remedy = "repair or remove it, or set data.on_bad_image=skip"
-            return Unread(f"cannot read image {name} ({error}); {remedy}", fatal=True)
+            return Unread(f"cannot read image {name} ({reason}); {remedy}", fatal=True)
         worker = get_worker_info()
         self.bad[worker.id if worker else 0] += 1
-        logger.warning("skipped image %s, which cannot be read (%s)", name, error)
+        logger.warning("skipped image %s, which cannot be read (%s)", name, reason)
         return Unread(name, fatal=False)
 
 

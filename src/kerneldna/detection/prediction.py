@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
+from kerneldna.data.images import UnreadableImageError, read_image
+from kerneldna.data.listing import ENDINGS, PassedOver, why_not
 from kerneldna.detection.detectors import class_names, foreground
 from kerneldna.figures.detections import check_threshold, draw_detections
 from kerneldna.files import atomic, write_json
@@ -31,7 +33,6 @@ log = logging.getLogger(__name__)
 
 LIST = "predictions.json"
 JPEG = (".jpg", ".jpeg")
-ENDINGS = (*JPEG, ".png", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def predict(
 
     Args:
         detector: One of `create_detector`; put into eval mode and onto the device.
-        images: Files, and folders whose images (jpg, jpeg, png, bmp, webp) are taken.
+        images: Files, and folders whose images are taken, by their ending (`kerneldna.data.listing.ENDINGS`).
         folder: Made if missing; images of the same name in it are overwritten.
         threshold: Detections of a higher score than this count.
         device: "auto" is a CUDA device where there is one.
@@ -92,9 +93,9 @@ def predict(
     for file in bar(files, text="predict", on=progress and len(files) > 1):
         try:
             image = read_image(file)
-        # Decoders raise OSError, SyntaxError, ValueError, struct.error and more on a broken file.
-        except Exception as error:
-            log.warning("skipped image %s, which cannot be read (%s)", file, error)
+            _check_shape(detector, image, str(file))
+        except UnreadableImageError as error:
+            log.warning("skipped image %s, which cannot be read (%s)", file, error.reason)
             unread.append(str(file))
             continue
         found = detect(detector, image, threshold=threshold)
@@ -131,12 +132,6 @@ def detect(detector: nn.Module, image: Image.Image, *, threshold: float = 0.5) -
     return {name: tensor.cpu() for name, tensor in foreground(found).items()}
 
 
-def read_image(file: str | Path) -> Image.Image:
-    """Return an image file as RGB, turned upright where its EXIF data say how it was taken."""
-    with Image.open(file) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Return files as they are, folders as the images in them, sorted by name; each file once.
 
@@ -147,16 +142,31 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no file or folder '{path}'; give images, or folders of images")
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in inside:
-            if file.is_file() and (file == path or file.suffix.lower() in ENDINGS):
+        if not path.is_dir():
+            found.setdefault(path.resolve(), path)
+            continue
+        passed = PassedOver()
+        for file in sorted(path.iterdir()):
+            if reason := "sub-folder" if file.is_dir() else why_not(file):
+                passed.add(reason, file.name)
+            else:
                 found.setdefault(file.resolve(), file)
+        passed.log(path)
     if not found:
         raise FileNotFoundError(
             f"no image in {', '.join(map(repr, map(str, paths))) or 'an empty list'}; give files, or folders that hold files "
             f"ending in {', '.join(ENDINGS)}"
         )
     return list(found.values())
+
+
+def _check_shape(detector: nn.Module, image: Image.Image, name: str) -> None:
+    """Refuse an image so narrow that the detector would resize it to nothing."""
+    shorter, longer = sorted(image.size)
+    most: int = detector.transform.max_size  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+    if shorter * most < longer:
+        reason = f"it is {image.width} px wide and {image.height} px high, and its longer side is made {most} px long; cut it"
+        raise UnreadableImageError(name, reason)
 
 
 @contextmanager

@@ -167,14 +167,6 @@ def test_images_become_rgb(tmp_path, mode):
     assert (image.mode, image.getpixel((3, 3))) == ("RGB", (255, 255, 255))
 
 
-def test_images_are_not_rotated(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    split = opened(tmp_path, images=[entry(1, "1.jpg")])
-    Image.new("RGB", (30, 20)).save(tmp_path / "train" / "1.jpg", exif=exif)
-    assert split[0][0].size == (30, 20)
-
-
 def test_an_image_of_another_size(tmp_path):
     split = opened(tmp_path, images=[entry(1, size=(30, 20))])
     expected = (
@@ -188,7 +180,7 @@ def test_a_truncated_image(tmp_path):
     split = opened(tmp_path)
     path = tmp_path / "train" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(OSError, match="trunc"):
+    with pytest.raises(ValueError, match=r"cannot read image .*1\.png \(.*trunc"):
         split[0]
 
 

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from kerneldna.data.dataset import ImageData
+from kerneldna.data.images import read_image
 from kerneldna.data.instances import Objects
 from kerneldna.registry import datasets
 
@@ -98,21 +99,20 @@ class CocoSplit:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Objects]:
-        """Return image `index` as RGB, never rotated, since annotations are for the pixels as stored, and its objects.
+        """Return image `index` as RGB, upright unless only its stored pixels have the annotated size, and its objects.
 
         Raises:
-            OSError: If the file is missing or broken.
-            ValueError: If the image has not the size that the annotation file says.
+            FileNotFoundError: If the file is missing.
+            ValueError: If it is broken, or has not the size that the annotation file says.
         """
         index = range(len(self))[index]
         height, width = self._sizes[index].tolist()
-        with Image.open(self.describe(index)) as file:
-            if file.size != (width, height):
-                raise ValueError(
-                    f"it is {file.width} px wide and {file.height} px high, {self.annotation_file.name} says "
-                    f"{width} and {height}; the annotations fit the original file only"
-                )
-            image = file.convert("RGB")
+        image = read_image(self.describe(index), size=(width, height))
+        if image.size != (width, height):
+            raise ValueError(
+                f"it is {image.width} px wide and {image.height} px high, {self.annotation_file.name} says "
+                f"{width} and {height}; the annotations fit the original file only"
+            )
         rows = json.loads(self._rows_of[index])
         return image, Objects(
             image_id=int(self.image_ids[index]),

@@ -1,0 +1,117 @@
+"""Which files of folders are images. What is passed over is counted by its reason, and logged once.
+
+    passed = PassedOver()
+    cats, dogs = list_images([root / "cat", root / "dog"], passed)
+    passed.log(root)        # "passed over in photos/train: 3 ending in .gif (a.gif, ...), 1 hidden (._b.jpg)"
+
+Nothing here follows links in circles, or waits for a pipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+HIDDEN = "hidden"
+_LEFTOVERS = ("__macosx", "$recycle.bin", "system volume information", "@eadir")
+_said: set[str] = set()
+
+
+class PassedOver:
+    """The files and folders that are not read, by the reason."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+
+    def __str__(self) -> str:
+        few = {
+            reason: ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            for reason, names in self._names.items()
+        }
+        return ", ".join(f"{len(names)} {reason} ({few[reason]})" for reason, names in self._names.items())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._names.values()))
+
+    def add(self, reason: str, name: str) -> None:
+        """Count the file or folder `name`."""
+        self._names.setdefault(reason, []).append(name)
+
+    def log(self, folder: str | Path) -> None:
+        """Log what was passed over in `folder`, if anything, once a process."""
+        line = f"passed over in {folder}: {self}"
+        if self and line not in _said:
+            _said.add(line)
+            logger.warning(line)
+
+
+def is_leftover(name: str) -> bool:
+    """Say whether a name is one that systems and editors leave behind: ._photo.jpg, .ipynb_checkpoints, __MACOSX."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def why_not(entry: os.DirEntry[str] | Path) -> str | None:
+    """Return why a file is not read as an image, None where it is."""
+    ending = Path(entry.name).suffix.lower()
+    if is_leftover(entry.name):
+        return HIDDEN
+    if ending not in ENDINGS:
+        return f"ending in {ending}" if ending else "without an ending"
+    return None if _is_file(entry) else "not a file (a pipe, a device, a broken link)"
+
+
+def list_images(folders: Sequence[Path], passed: PassedOver) -> list[list[str]]:
+    """Return the paths of the images in each folder and its sub-folders, by folder and name.
+
+    A folder that links lead to is entered once, as part of the folder that it really lies in, and never where it holds one of
+    `folders`: a loop, or a link into another class, would show images twice.
+
+    Args:
+        folders: Where to look.
+        passed: What is not read is added.
+    """
+    found: list[list[str]] = [[] for _ in folders]
+    seen = {_identity(parent) for folder in folders for parent in folder.resolve().parents}
+    waiting = deque((index, str(folder)) for index, folder in enumerate(folders))
+    links: deque[tuple[int, str]] = deque()
+    while waiting or links:
+        index, path = (waiting or links).popleft()
+        here = _identity(path)
+        if here in seen:
+            passed.add("linked folders that lead in a circle or to one that is read already", Path(path).name)
+            continue
+        seen.add(here)
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if _is_folder(entry) and not is_leftover(entry.name):
+                    (links if entry.is_symlink() else waiting).append((index, entry.path))
+                elif reason := why_not(entry):
+                    passed.add(reason, entry.name)
+                else:
+                    found[index].append(entry.path)
+    return [sorted(paths, key=os.path.split) for paths in found]
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_file(entry: os.DirEntry[str] | Path) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
