@@ -234,3 +234,29 @@ def test_calibration_images_are_the_same_at_every_call_and_varied_only_if_asked_
     assert plain.shape == varied.shape
     assert not torch.equal(plain, varied)
     assert len(torch.cat([x for x, _ in calibration_loader(images(), chosen)])) == 50
+
+
+@pytest.mark.parametrize("empty", ["training", "validation"])
+def test_a_set_without_an_image_in_a_split(monkeypatch, empty):
+    whole, none = images(3).train, images(0).train
+    chosen = {"train": none if empty == "training" else whole, "val": whole if empty == "training" else none}
+
+    class Member:
+        form = "made up"
+        matches = staticmethod(lambda source: source == "made up")
+        open = staticmethod(lambda source: ImageData("made up", ("a", "b"), **chosen))
+
+    monkeypatch.setattr("kerneldna.data.dataset.datasets.names", lambda: ["made up"])
+    monkeypatch.setattr("kerneldna.data.dataset.datasets.get", lambda name: Member)
+    with pytest.raises(ValueError, match=f"'made up' has no {empty} image; give each split at least one"):
+        open_data("made up")
+
+
+@pytest.mark.parametrize(
+    "pixels", [torch.full((1, 2, 2, 3), 0.5), torch.full((1, 2, 2, 3), 300), torch.full((1, 2, 2, 3), -1)]
+)
+def test_pixels_in_memory_are_never_wrapped_or_cut(pixels):
+    with pytest.raises(
+        ValueError, match=r"the pixels of train are torch\.\w+ of .*; expected integers of 0-255: scale"
+    ):
+        ArraySplit("train", pixels=pixels, labels=torch.zeros(1))

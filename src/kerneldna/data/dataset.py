@@ -56,11 +56,19 @@ class ArraySplit:
 
     Args:
         name: The split's name, for messages.
-        pixels: `(N, H, W, 3)`, 0-255. A tensor, as torch hands tensors to workers without copying them.
+        pixels: `(N, H, W, 3)`, integers 0-255. A tensor, as torch hands tensors to workers without copying them.
         labels: `(N,)`, the class of each image.
+
+    Raises:
+        ValueError: If pixels are no integers of 0-255.
     """
 
     def __init__(self, name: str, *, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        if pixels.is_floating_point() or (pixels.numel() and not 0 <= pixels.min() <= pixels.max() <= 255):
+            raise ValueError(
+                f"the pixels of {name} are {pixels.dtype} of {pixels.min():g} to {pixels.max():g}; expected integers of 0-255: "
+                "scale and round them"
+            )
         self.name = name
         self.pixels = pixels.to(torch.uint8)
         self.labels = labels
@@ -84,13 +92,28 @@ def open_data(source: str) -> ImageData:
             sources it opens, and the error for an unknown source lists them.
 
     Raises:
-        ValueError: If no data set understands `source`.
+        ValueError: If no data set understands `source`, a split is empty, or the name of a class is no text.
     """
     if source.startswith("~"):
         source = str(Path(source).expanduser())
     members = [datasets.get(name) for name in datasets.names()]
     for member in members:
         if member.matches(source):
-            return member.open(source)
+            return _checked(member.open(source), source)
     forms = "".join(f"\n  {member.form}" for member in members)
     raise ValueError(f"no data set at {source!r}; data.source can be{forms}")
+
+
+def _checked(data: ImageData, source: str) -> ImageData:
+    """Return the data set, if what every task needs of it is there."""
+    for split, images in (("training", data.train), ("validation", data.val)):
+        if not len(images):
+            raise ValueError(f"{source!r} has no {split} image; give each split at least one")
+    for name in data.classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:  # the name of a folder in another encoding
+            raise ValueError(
+                f"{source!r} has a class called {name!r}, which is no text that UTF-8 can write; rename it"
+            ) from error
+    return data

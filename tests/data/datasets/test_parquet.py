@@ -67,10 +67,16 @@ def test_columns_and_splits_are_found(tmp_path, features, val):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({"label": CLASSES}, r"has the columns label, and none is an image column \(datasets.Image\); cast"),
         (
-            {"image": ImageColumn(), "label": Value("int64")},
-            r"none is a label column \(datasets.ClassLabel\); cast",
+            {"label": CLASSES},
+            r"columns label \(int64\), and none is an image column .*; make it one by cast_column",
+        ),
+        *(
+            (
+                {"image": ImageColumn(), "label": Value(kind)},
+                rf"label \({kind}\), and none is a label column \(datasets.ClassLabel\), .*by class_encode_column",
+            )
+            for kind in ("int64", "float64", "string", "bool")
         ),
     ],
 )
@@ -94,7 +100,7 @@ def test_a_hub_name_that_cannot_be_loaded(monkeypatch):
     def fail(_source):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr("datasets.load_dataset", fail)
+    monkeypatch.setattr("datasets.load_dataset_builder", fail)
     with pytest.raises(ValueError, match=r"cannot load 'owner/pets' \(offline\); give an existing folder"):
         open_data("owner/pets")
 

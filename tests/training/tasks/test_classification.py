@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -201,3 +202,11 @@ def test_the_validation_loss_is_the_mean_over_images_and_shows_a_nan():
         assert found == pytest.approx(F.cross_entropy(task.eval()(images), labels).item(), rel=1e-5)
     bad = (torch.full_like(part[0], torch.nan), part[1])
     assert math.isnan(trainer.validate(task, loader([whole, bad]), verbose=False)[0]["val_loss"])
+
+
+def test_one_class_is_nothing_to_train_on():
+    data = SimpleNamespace(name="photos", classes=("images",))
+    with pytest.raises(
+        ValueError, match="'photos' has one class, images, and a classifier tells two or more apart; give"
+    ):
+        Classification.for_data(data, recipe())

@@ -55,7 +55,16 @@ class Classification(Task):
 
     @classmethod
     def for_data(cls, data: ImageData, recipe: Recipe, model: nn.Module | None = None) -> Classification:
-        """Return the task of a data set."""
+        """Return the task of a data set.
+
+        Raises:
+            ValueError: If a network is to be built for one class alone.
+        """
+        if model is None and len(data.classes) < 2:
+            raise ValueError(
+                f"the data set {data.name!r} has one class, {', '.join(data.classes)}, and a classifier tells two or more apart; "
+                "give the images of each class a folder of their own, train/<class>/ and val/<class>/, or a label of their own"
+            )
         return cls(recipe, len(data.classes), model)
 
     def forward(self, images: Tensor) -> Tensor:
