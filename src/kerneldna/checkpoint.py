@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kerneldna.conversion.convert import convert_, network_of, state_of
+from kerneldna.conversion.convert import convert_, network_of, set_state, state_of
 from kerneldna.conversion.plan import Plan
 from kerneldna.deploy.fuse import fuse_as_
 from kerneldna.detection.detectors import create_detector
@@ -40,6 +40,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     noted = {"format": FORMAT, "kerneldna": version("kerneldna"), **state_of(network_of(model))}
     if detector := state_of(model).get("detector"):
         noted["detector"] = detector
+        noted.pop("classes", None)  # of the classifier that the backbone was
     write_json(folder / CONFIG, noted)
     return folder
 
@@ -74,6 +75,8 @@ def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
         convert_(model, Plan.from_dict(config["plan"]))
     if config.get("fused") and not state_of(model).get("fused"):
         fuse_as_(model, config["fused"])
+    if config.get("classes"):
+        set_state(model, classes=config["classes"])
     if config.get("detector"):
         model = create_detector(model, **config["detector"])
     if problems := _mismatch(model.state_dict(), state):

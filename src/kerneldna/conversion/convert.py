@@ -128,6 +128,18 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     return dict(getattr(model, _STATE, {}))
 
 
+def classes_of(network: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes that a network, a detector or the function of an exported file was trained for.
+
+    In the order of its outputs, of a detector label 1 first; None where nothing was noted, as training by a recipe does.
+    """
+    noted = getattr(network, "classes", None)
+    if isinstance(network, nn.Module):
+        state = state_of(network)
+        noted = state.get("detector", state).get("classes")
+    return None if noted is None else tuple(noted)
+
+
 def set_state(model: nn.Module, **entries: Any) -> None:
     """Add entries to what this library noted on `model`."""
     setattr(model, _STATE, {**state_of(model), **entries})

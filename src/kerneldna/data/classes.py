@@ -66,13 +66,19 @@ class Renumbered:
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         """Read image `index`, and its label as the other list numbers it."""
         image, label = self.split[index]
-        if isinstance(label, Objects):
-            return image, label.renumbered(self.numbers)
-        return image, int(self.numbers[label])
+        return image, self._renumbered(label)
 
     def describe(self, index: int) -> str:
         """Name image `index`."""
         return self.split.describe(index)
+
+    def content(self, index: int) -> tuple[Any, Any]:
+        """Return what image `index` is decoded from, and its label as the other list numbers it."""
+        content, label = self.split.content(index)
+        return content, self._renumbered(label)
+
+    def _renumbered(self, label: Any) -> Any:
+        return label.renumbered(self.numbers) if isinstance(label, Objects) else int(self.numbers[label])
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:

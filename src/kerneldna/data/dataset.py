@@ -6,18 +6,23 @@ image, label = data.train[0]        # a PIL image, a class index
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from kerneldna.data.classes import Renumbered, numbers_in
 from kerneldna.registry import datasets
 
 
 class ImageSplit(Protocol):
-    """Labelled images, read one at a time; what a label is depends on the task."""
+    """Labelled images, read one at a time; what a label is depends on the task.
+
+    A split may also have `content(index)`, which returns what an image is decoded from, its bytes or its file, and its label.
+    """
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -49,6 +54,24 @@ class ImageData:
     train: ImageSplit
     val: ImageSplit
     faults: tuple[str, ...] = ()
+
+    def with_classes(self, classes: Sequence[str], *, known_by: str, remedy: str) -> ImageData:
+        """Return the set with the labels of another list of classes, which holds all of its own in whatever order.
+
+        Args:
+            classes: The other list.
+            known_by: What has it, for messages: "the network".
+            remedy: What to do where the set has a class that is not in it.
+
+        Raises:
+            ValueError: If it has; the message lists both.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        given_by = f"the data set {self.name!r}"
+        numbers = numbers_in(self.classes, classes, given_by=given_by, known_by=known_by, remedy=remedy)
+        train, val = (Renumbered(split, numbers) for split in (self.train, self.val))
+        return replace(self, classes=tuple(classes), train=train, val=val)
 
 
 class ArraySplit:
@@ -82,6 +105,10 @@ class ArraySplit:
     def describe(self, index: int) -> str:
         """Name image `index`."""
         return f"{self.name}[{index}]"
+
+    def content(self, index: int) -> tuple[bytes, int]:
+        """Return the pixels of image `index`, and its class."""
+        return self.pixels[index].numpy().tobytes(), int(self.labels[index])
 
 
 def open_data(source: str) -> ImageData:

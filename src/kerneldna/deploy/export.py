@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kerneldna.conversion.convert import input_size_of, network_of, state_of
+from kerneldna.conversion.convert import classes_of, input_size_of, network_of, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import detector_export
 from kerneldna.deploy.calibrate import Batches
@@ -104,7 +104,8 @@ def export(
         ModuleNotFoundError: If the runtime is not installed.
     """
     target: type[Runtime] = runtimes.get(runtime)
-    asked = Request(batch is None, storage, compute, (), calibrate, opset, progress)
+    classes = None if part else classes_of(model)
+    asked = Request(batch is None, storage, compute, (), calibrate, opset, progress, classes)
     check(target, asked)
     batches = BATCHES if batch is None else (batch,)
     path = Path(path)
@@ -152,6 +153,7 @@ def load_exported(
     Returns:
         A function from images `(B, C, H, W)` to what the network returns; of a whole detector, from a list of images
         `(3, H, W)`, 0-1, to a list of dictionaries: `boxes (N, 4)`, `labels (N,)`, `scores (N,)`, `masks (N, 1, H, W)`.
+        Its attribute `classes` holds the names of the classes in the order of outputs, None where the file has none.
 
     Raises:
         FileNotFoundError: If there is no such file.

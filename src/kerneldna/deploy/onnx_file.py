@@ -18,7 +18,7 @@ from kerneldna.deploy.detector_export import detect, is_detector, traced
 from kerneldna.deploy.expand import drop_unused
 from kerneldna.deploy.graph import exported_program
 from kerneldna.deploy.onnx_quantize import quantize
-from kerneldna.deploy.runtime import Request
+from kerneldna.deploy.runtime import CLASSES, Request, knowing
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -61,6 +61,9 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
         onnx_storage.shrink(proto, places, request.shared, storage="int8", quantized=True)
     else:
         onnx_storage.shrink(proto, places, request.shared, storage=request.storage)
+    proto.metadata_props.extend(
+        onnx.StringStringEntryProto(key=key, value=text) for key, text in request.metadata.items()
+    )
     onnx.save(proto, str(path))
 
 
@@ -81,15 +84,16 @@ def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], 
     if threads is not None:
         options.intra_op_num_threads = threads
     opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    classes = opened.get_modelmeta().custom_metadata_map.get(CLASSES)
     if found := detect(opened):
-        return found
+        return knowing(found, classes)
     name = opened.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor | list[Tensor]:
         found = [torch.from_numpy(array) for array in opened.run(None, {name: images.contiguous().numpy()})]
         return found[0] if len(found) == 1 else found
 
-    return run
+    return knowing(run, classes)
 
 
 def _parts(batch: Tensor, size: int | None) -> tuple[Tensor, ...]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.shared_kernels import SharedKernel
 from kerneldna.registry import suggest
+
+CLASSES = "kerneldna.classes"  # what a file's metadata call the names of its classes, a JSON list
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Request:
         calibrate: Images that int8 compute takes the ranges of activations from.
         opset: Of ONNX; None leaves it to the exporter.
         progress: Show a progress bar.
+        classes: Names of the classes, which the file keeps in its metadata; None where they are not known.
     """
 
     dynamic: bool = True
@@ -36,6 +40,12 @@ class Request:
     calibrate: Batches | None = None
     opset: int | None = None
     progress: bool = False
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself, beside the graph."""
+        return {} if self.classes is None else {CLASSES: json.dumps(self.classes)}
 
 
 class Runtime(Protocol):
@@ -57,7 +67,10 @@ class Runtime(Protocol):
     def open(
         path: str | Path, *, threads: int | None = None, precision: str = "fp32"
     ) -> Callable[[Tensor], Tensor | list[Tensor]]:
-        """Return a function from images `(B, C, H, W)` to what the network returns, on the CPU."""
+        """Return a function from images `(B, C, H, W)` to what the network returns, on the CPU.
+
+        The function has an attribute `classes`: the names of the classes, or None (`knowing`).
+        """
         ...
 
 
@@ -69,6 +82,17 @@ class TorchFile:
     storages: ClassVar[tuple[str, ...]] = ("fp32",)
     computes: ClassVar[tuple[str, ...]] = ("fp32",)
     opsets: ClassVar[bool] = False
+
+
+def knowing(run: Any, classes: str | None) -> Any:
+    """Return `run`, the function of an exported file, with the names of its classes as its attribute `classes`.
+
+    Args:
+        run: The function.
+        classes: What the file's metadata hold under `CLASSES`; None or "" where they hold nothing.
+    """
+    run.classes = _names(classes)
+    return run
 
 
 def check(runtime: type[Runtime], request: Request) -> None:
@@ -104,6 +128,14 @@ def require(runtime: type[Runtime]) -> None:
         raise ModuleNotFoundError(
             f"runtime {runtime.name!r} needs {', '.join(missing)}: pip install 'kerneldna[export]'"
         )
+
+
+def _names(text: str | None) -> Sequence[str] | None:
+    try:
+        names = json.loads(text) if text else None
+    except ValueError as error:
+        raise ValueError(f"the file's metadata {CLASSES} are damaged ({error}); export it again") from error
+    return None if names is None else tuple(map(str, names))
 
 
 def only_fp32(runtime: type[Runtime], precision: str) -> None:

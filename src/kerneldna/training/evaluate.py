@@ -5,6 +5,7 @@ evaluate("runs/digits")["top1"]    # a fraction 0-1
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kerneldna import checkpoint
-from kerneldna.data.dataset import open_data
+from kerneldna.conversion.convert import classes_of
+from kerneldna.data.classes import listed
+from kerneldna.data.dataset import ImageData, open_data
 from kerneldna.data.loaders import val_loader
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.lightning_setup import make_trainer, quiet
 from kerneldna.training.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
 Network = nn.Module | Callable[[Any], Any]
 
 
@@ -41,13 +45,17 @@ def evaluate(
         detections: A folder to write what a detector found into, in COCO's results format: bbox.json and segm.json.
         progress: Show a progress bar.
 
+    A network knows the names of its classes, and so does its exported file: labels are looked up by name, whatever their order,
+    and the images may be of some of the classes.
+
     Returns:
         Of a classifier `loss`, `top1` and, from five classes on, `top5` (fractions 0-1); of a detector `box_ap`, ...
         (`kerneldna.detection.coco_metric`); `images` and `seconds`.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
-        ValueError: If a network is given without a recipe, or `detections` for a task that has none.
+        ValueError: If a network is given without a recipe, `detections` for a task that has none, or images of classes that the
+            network does not know.
         RuntimeError: If a figure is not a finite number.
     """
     if callable(run_dir_or_model):
@@ -61,7 +69,7 @@ def evaluate(
         folder = RunFolder(run_dir_or_model)
         recipe = recipe or folder.recipe()
         model = checkpoint.load(folder.model_dir)
-    data = open_data(recipe.data.source)
+    data = _of_classes(open_data(recipe.data.source), classes_of(model))
     loader = val_loader(data, recipe)
     # Without the average: the network given is the one to measure.
     network = model if isinstance(model, nn.Module) else _Function(model)
@@ -106,6 +114,24 @@ def headline(
             if figure in measured:
                 figures.setdefault(figure, {})[label] = measured[figure]
     return figures
+
+
+def _of_classes(data: ImageData, classes: tuple[str, ...] | None) -> ImageData:
+    """Return the data set with labels as the network numbers its classes."""
+    if classes is None:
+        log.warning(
+            "the network was saved without the names of its classes; those of %s are taken for them, in this order: %s",
+            data.name,
+            listed(data.classes),
+        )
+        return data
+    if missing := [name for name in classes if name not in data.classes]:
+        text = "%s has images of %d of the network's %d classes, none of %s"
+        log.info(text, data.name, len(classes) - len(missing), len(classes), listed(missing))
+    remedy = (
+        "Give images of the classes that the network was trained for, by the names that it was trained with."
+    )
+    return data.with_classes(classes, known_by="the network", remedy=remedy)
 
 
 class _Function(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -120,3 +121,20 @@ def test_cifar(data_dir, name, classes):
     images, labels = next(iter(train_loader(data, recipe)))
     assert images.shape == (128, 3, 32, 32)
     assert labels.unique().numel() > 5
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes in folders")
+def test_loops_of_links_and_pipes(tmp_path):
+    root = tmp_path / "pets"
+    for split in ("train", "test"):
+        write(root, split, PLAIN)
+    for name in ("one", "two"):
+        (root / name).symlink_to(root)
+    os.mkfifo(root / "train-00001-of-00002.parquet")
+    data = open_data(str(root))
+    assert (len(data.train), len(data.val)) == (4, 4)
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="cannot load .*pipes"):
+        open_data(str(tmp_path / "pipes"))

@@ -100,5 +100,10 @@ class FolderSplit:
         """Return the path of image `index`."""
         return self._samples[index][0]
 
+    def content(self, index: int) -> tuple[Path, int]:
+        """Return the path of image `index`, and its class."""
+        path, label = self._samples[index]
+        return Path(path), label
+
 
 datasets.register("imagefolder")(Folder())

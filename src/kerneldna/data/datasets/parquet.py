@@ -117,6 +117,12 @@ class _Split:
         """Name row `index`."""
         return f"{self.name}[{index}]"
 
+    def content(self, index: int) -> tuple[bytes | Path, int]:
+        """Return the bytes or the path of the image in row `index`, and its class."""
+        row = self.table[index]
+        content = row[self.image] or {}
+        return content.get("bytes") or Path(content.get("path") or ""), row[self.label]
+
 
 def _check_labels(column: Any, split: str, count: int) -> None:
     """Find labels that are no class now: a batch that holds one may come up after hours.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.graph import exported_program
-from kerneldna.deploy.runtime import Request, TorchFile, only_fp32
+from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32
 from kerneldna.registry import runtimes
 
 
@@ -31,7 +31,8 @@ class AotInductor(TorchFile):
 
         program = exported_program(model, x, dynamic=request.dynamic)
         try:
-            aoti_compile_and_package(program, package_path=str(path))
+            options = {"aot_inductor.metadata": request.metadata}
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
         except Exception as error:
             raise RuntimeError(
                 f"inductor could not compile the network: {error}; it needs a C++ compiler"
@@ -45,4 +46,5 @@ class AotInductor(TorchFile):
         from torch._inductor import aoti_load_package
 
         only_fp32(AotInductor, precision)
-        return torch.no_grad()(aoti_load_package(str(path)))
+        package = aoti_load_package(str(path))
+        return knowing(torch.no_grad()(package), package.get_metadata().get(CLASSES))

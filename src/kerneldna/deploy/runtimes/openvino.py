@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kerneldna.deploy import onnx_file
 from kerneldna.deploy.expand import expand
-from kerneldna.deploy.runtime import Request
+from kerneldna.deploy.runtime import CLASSES, Request, knowing
 from kerneldna.registry import runtimes, suggest
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -39,7 +39,10 @@ class OpenVino(onnx_file.OnnxFile):
             onnx_file.write(model, x, part, request)
             if request.compute == "int8":
                 expand(part, part)
-            openvino.save_model(openvino.Core().read_model(part), path, compress_to_fp16=False)
+            network = openvino.Core().read_model(part)
+            for key, text in request.metadata.items():
+                network.set_rt_info(text, key)
+            openvino.save_model(network, path, compress_to_fp16=False)
 
     @staticmethod
     def open(
@@ -61,7 +64,10 @@ class OpenVino(onnx_file.OnnxFile):
         }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+        core = openvino.Core()
+        network = core.read_model(path)
+        classes = network.get_rt_info(CLASSES).astype(str) if network.has_rt_info(CLASSES) else None
+        request = core.compile_model(network, "CPU", options).create_infer_request()
 
         def run(images: Tensor) -> Tensor | list[Tensor]:
             results = request.infer({0: images.contiguous().numpy()})
@@ -69,4 +75,4 @@ class OpenVino(onnx_file.OnnxFile):
             found = [torch.from_numpy(array.copy()) for array in results.to_tuple()]
             return found[0] if len(found) == 1 else found
 
-        return run
+        return knowing(run, classes)

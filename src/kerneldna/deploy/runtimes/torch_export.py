@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.graph import exported_program
-from kerneldna.deploy.runtime import Request, TorchFile, only_fp32
+from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32
 from kerneldna.registry import runtimes
 
 
@@ -23,7 +23,8 @@ class TorchExport(TorchFile):
     @staticmethod
     def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
         """Write `model`; see `kerneldna.deploy.runtime.Runtime`."""
-        torch.export.save(exported_program(model, x, dynamic=request.dynamic), path)
+        program = exported_program(model, x, dynamic=request.dynamic)
+        torch.export.save(program, path, extra_files=request.metadata)
 
     @staticmethod
     def open(
@@ -31,4 +32,6 @@ class TorchExport(TorchFile):
     ) -> Callable[[Tensor], Tensor | list[Tensor]]:
         """Return a function that runs the file; `threads` are torch's own, set by `torch.set_num_threads`."""
         only_fp32(TorchExport, precision)
-        return torch.no_grad()(torch.export.load(path).module())
+        extra = {CLASSES: ""}
+        network = torch.export.load(path, extra_files=extra).module()
+        return knowing(torch.no_grad()(network), extra[CLASSES])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from kerneldna.conversion.convert import set_state
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.samples import Preset
 from kerneldna.data.transforms import ClassificationPreset
@@ -42,6 +43,7 @@ class Classification(Task):
         super().__init__(
             recipe, create_from(recipe.model, num_classes=num_classes) if model is None else model
         )
+        self.num_classes = num_classes
         self.mixup = _mixup(recipe, num_classes)
         self.loss = (
             SoftTargetCrossEntropy()
@@ -58,13 +60,16 @@ class Classification(Task):
         """Return the task of a data set.
 
         Raises:
-            ValueError: If a network is to be built for one class alone.
+            ValueError: If there is one class alone.
         """
-        if model is None and len(data.classes) < 2:
+        if len(data.classes) < 2:
             raise ValueError(
                 f"the data set {data.name!r} has one class, {', '.join(data.classes)}, and a classifier tells two or more apart; "
                 "give the images of each class a folder of their own, train/<class>/ and val/<class>/, or a label of their own"
             )
+        if model is None:
+            model = create_from(recipe.model, num_classes=len(data.classes))
+            set_state(model, classes=list(data.classes))
         return cls(recipe, len(data.classes), model)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,6 +92,11 @@ class Classification(Task):
         """Count a batch of images `(B, 3, H, W)` and class indices `(B,)` into the metrics."""
         images, targets = batch
         logits = self(images).float()
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"the network gives {logits.shape[1]} outputs an image, and there are {self.num_classes} classes; measure it on "
+                "images of the classes that it was trained for"
+            )
         self.val_loss.update(F.cross_entropy(logits, targets, reduction="none"))
         for name, metric in (("top1", self.top1), ("top5", self.top5)):
             if metric is not None:
