@@ -125,3 +125,12 @@ def test_a_run_trains_on_it(tmp_path, data_dir):
     )  # fmt: skip
     result = train(chosen, run_dir=tmp_path / "run", progress=False)
     assert result.epochs == 2
+
+
+def test_files_that_changed_since_are_decoded_anew():
+    before, now = data(), data()
+    now.val.pixels[:] = 7
+    chosen = recipe(source="changed")
+    first, again = (torch.cat([x for x, _ in val_loader(each, chosen)]) for each in (before, now))
+    assert not torch.equal(first, again)
+    assert again.unique().numel() == 3

@@ -8,6 +8,7 @@ Two lists of the same names mean the same things, in whatever order: a number al
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,17 +35,18 @@ def numbers_in(
     """
     if tuple(given) == tuple(known):
         return tuple(range(len(known)))
-    if unknown := [name for name in given if name not in set(known)]:
+    places = {name: number for number, name in enumerate(known)}
+    if unknown := [name for name in given if name not in places]:
         raise ValueError(
             f"{given_by} has {len(unknown)} of its {len(given)} classes that {known_by} does not have: {listed(unknown)}. "
             f"{known_by} has {len(known)}: {listed(known)}. {remedy}"
         )
     for by, names in ((given_by, given), (known_by, known)):
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
             raise ValueError(
                 f"{by} has several classes of one name ({listed(twice)}), so classes cannot be told apart by name; rename them"
             )
-    return tuple(known.index(name) for name in given)
+    return tuple(places[name] for name in given)
 
 
 class Renumbered:

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from kerneldna.data.dataset import ImageData, ImageSplit
+from kerneldna.data.fingerprint import digest
 from kerneldna.data.resident import Decoded, ResidentLoader
 from kerneldna.data.samples import Collate, Draw, Preset, Samples, Transform, Unread
 from kerneldna.data.transforms import ImageAlone, byte_transform
@@ -180,9 +181,11 @@ class ImageLoader(DataLoader[Any]):
 def _decoded(data: ImageData, split: str, indices: torch.Tensor, recipe: Recipe) -> Decoded:
     """Decode the images of a split, or take those that an earlier run of this process decoded."""
     spec = recipe.data
-    key = (spec.source, split, len(indices), spec.image_size, recipe.augment.interpolation, spec.on_bad_image)
+    images: ImageSplit = getattr(data, split)
+    drawn = (spec.image_size, recipe.augment.interpolation, spec.on_bad_image)
+    # by its content too, since files of one name may have changed
+    key = (spec.source, split, digest(images), len(indices), *drawn)
     if key not in _KEPT:
-        images: ImageSplit = getattr(data, split)
         transform = ImageAlone(byte_transform(spec, recipe.augment))
         loader = _in_order(images, indices.tolist(), recipe, transform, numbered=True)
         pixels, numbered = zip(*loader, strict=True)

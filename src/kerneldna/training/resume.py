@@ -22,6 +22,7 @@ from kerneldna.data.dataset import ImageData
 from kerneldna.data.loaders import ImageLoader, TrainLoader, train_loader, val_loader
 from kerneldna.data.resident import ResidentLoader
 from kerneldna.recipes.specs import Recipe
+from kerneldna.training.origin import origin_of
 from kerneldna.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class RunImages(LightningDataModule):
     def __init__(self, data: ImageData, recipe: Recipe) -> None:
         super().__init__()
         self.position = (0, 0)
-        self._data, self._recipe = data, recipe
+        self._data, self._recipe, self._origin = data, recipe, origin_of(data)
         self._train: TrainLoader | ResidentLoader | None = None
         self._val: ImageLoader | ResidentLoader | None = None
         self._bad_before = 0
@@ -111,8 +112,8 @@ class RunImages(LightningDataModule):
             self._train.set_position(epoch, batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, and the count of bad images."""
-        return {"position": self.position, "bad_images": self.bad_images}
+        """Return the position, the count of bad images, and what the run was begun with."""
+        return {"position": self.position, "bad_images": self.bad_images, "origin": self._origin}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up."""

@@ -25,6 +25,7 @@ from kerneldna.data.dataset import open_data
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.lightning_setup import make_loggers, make_trainer, quiet
+from kerneldna.training.origin import continued
 from kerneldna.training.resume import RunImages, RunKeeper, StopRequest
 from kerneldna.training.run_folder import Result, RunFolder
 from kerneldna.training.run_lock import run_lock
@@ -58,7 +59,7 @@ def train(
 
     Raises:
         FileExistsError: If the folder holds a run and `resume` is false.
-        ValueError: If the run to go on with has another recipe, or a logger is unknown.
+        ValueError: If the run to go on with has another recipe or was begun on other data, or a logger is unknown.
         ModuleNotFoundError: If a logger's package is not installed.
         BlockingIOError: If another process trains in the folder; the message names it.
         RuntimeError: If the loss, the weights or the figures of the last epoch are not finite; the message names epoch, step and
@@ -70,7 +71,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
         stop = stack.enter_context(StopRequest())
-        keeper, images = RunKeeper(folder, stop), RunImages(data, recipe)
+        keeper = RunKeeper(folder, stop)
         trainer = make_trainer(
             recipe,
             callbacks=[keeper],
@@ -86,9 +87,12 @@ def train(
         if trainer.is_global_zero:
             stack.enter_context(run_lock(folder.path))
             folder.start(recipe, resume=resume)
+        last = folder.checkpoint_file if resume and folder.checkpoint_file.exists() else None
+        if last is not None:
+            data = continued(data, last)
+        images = RunImages(data, recipe)
         torch.manual_seed(recipe.seed)
         task = tasks.get(recipe.task).for_data(data, recipe)
-        last = folder.checkpoint_file if resume and folder.checkpoint_file.exists() else None
         try:
             trainer.fit(task, datamodule=images, ckpt_path=last)
         except SystemExit:  # RunKeeper's stop; Lightning's own for a Ctrl-C that came too early for it

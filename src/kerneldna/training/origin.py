@@ -1,0 +1,90 @@
+"""What a run was begun with: its data, and the versions and threads it ran on. Noted in last.ckpt, compared when it goes on.
+
+Other data under the same name are refused; classes in another order are numbered as the run numbers them. Other versions, and
+another number of threads, change sums in their last bits: the run goes on with a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kerneldna.data.classes import listed
+from kerneldna.data.dataset import ImageData
+from kerneldna.data.fingerprint import differences, fingerprint
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "torchvision", "timm", "kerneldna")
+
+
+def origin_of(data: ImageData) -> dict[str, Any]:
+    """Return what a run on `data` begins with here, as plain data."""
+    return {"data": fingerprint(data), **_machine()}
+
+
+def continued(data: ImageData, checkpoint: Path) -> ImageData:
+    """Return the data of a run that goes on, its classes numbered as the run does; warn of other versions.
+
+    Args:
+        data: What the run's recipe names now.
+        checkpoint: The last.ckpt of the run.
+
+    Raises:
+        ValueError: If the data are not those that the run was begun with, or the checkpoint is damaged.
+    """
+    noted = _noted(checkpoint)
+    if noted is None:
+        log.warning(
+            "'%s' does not say which data its run was begun with, as an earlier version wrote it; those of %s are taken for them",
+            checkpoint,
+            data.name,
+        )
+        return data
+    _warn_of_versions(noted, checkpoint)
+    before = noted["data"]["classes"]
+    gone = [name for name in before if name not in data.classes]
+    new = [name for name in data.classes if name not in before]
+    lines = [f"classes {word}: {listed(names)}" for word, names in (("gone", gone), ("new", new)) if names]
+    remedy = "Give the data that it was begun with, or another folder for a new run."
+    if not lines:
+        data = data.with_classes(before, known_by=f"the run in '{checkpoint.parent}'", remedy=remedy)
+        lines = differences(noted["data"], data)
+    if lines:
+        differ = "; ".join(lines)
+        raise ValueError(f"the run in '{checkpoint.parent}' was begun on other data: {differ}. {remedy}")
+    return data
+
+
+def _noted(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        return content["RunImages"].get("origin")
+    # A damaged file raises whatever its first wrong byte leads to.
+    except Exception as error:
+        raise ValueError(
+            f"'{checkpoint}' is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__}), and the run cannot "
+            "go on from it; remove it, and the run starts from its first epoch"
+        ) from error
+
+
+def _machine() -> dict[str, Any]:
+    return {"versions": {name: version(name) for name in _PACKAGES}, "threads": torch.get_num_threads()}
+
+
+def _warn_of_versions(noted: dict[str, Any], checkpoint: Path) -> None:
+    here = _machine()
+    before, now = ({**each["versions"], "CPU threads": each["threads"]} for each in (noted, here))
+    changed = [
+        f"{name} {before.get(name)} (here {now[name]})" for name in now if before.get(name) != now[name]
+    ]
+    if changed:
+        log.warning(
+            "the run in '%s' was trained with %s: its weights will differ in their last bits from those of an unbroken run",
+            checkpoint.parent,
+            ", ".join(changed),
+        )
