@@ -11,6 +11,7 @@ import kerneldna as kd
 from kerneldna.analysis.cka import feature_cka, kernel_cka, linear_cka
 from kerneldna.analysis.features import features_of
 from kerneldna.analysis.hsic import cka_at_once, cka_over_batches
+from kerneldna.network import surgery
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def stretched(kernel, filters):
 
 
 def kernel(net, name):
-    weight = kd.surgery.get(net, name).weight
+    weight = surgery.get(net, name).weight
     return weight.detach().double().flatten(1).numpy()
 
 
@@ -142,7 +143,7 @@ def test_wrong_kernels_and_arguments(model):
 def outputs(net, name, x):
     """What a layer gives, one image at a time."""
     seen = []
-    handle = kd.surgery.get(net, name).register_forward_hook(lambda _, __, y: seen.append(y[0].clone()))
+    handle = surgery.get(net, name).register_forward_hook(lambda _, __, y: seen.append(y[0].clone()))
     with torch.no_grad():
         for image in x:
             net(image[None])
@@ -182,7 +183,7 @@ def test_fusing_leaves_the_features_of_children_alike(model):
     x = torch.randn(16, 3, 16, 16)
     fused = kd.fuse_(copy.deepcopy(model))
     child = "layer3.0.conv2"  # gate and convolution in one sequence after fusing; the norm is folded in, a scale a channel
-    norm = kd.surgery.get(model, "layer3.0.bn2")
+    norm = surgery.get(model, "layer3.0.bn2")
     found = feature_cka(fused, x, model, layers=[child, "layer4.2", "layer3.0.bn2"], minibatch=False)
     scaled = outputs(model, "layer3.0.bn2", x).mean((2, 3))
     assert isinstance(norm, nn.BatchNorm2d)

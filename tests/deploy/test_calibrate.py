@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kerneldna as kd
 from kerneldna.deploy.calibrate import constant_gates, gate_means, gates_of, recalibrate_norms_, tracked_means
+from kerneldna.network import surgery
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_constant_gates(model):
     ones = {name: torch.ones(gate.fc2.out_channels) for name, gate in gates_of(model).items()}
     off = copy.deepcopy(model)
     for name in gates_of(off):
-        kd.surgery.replace_(off, name, nn.Identity())
+        surgery.replace_(off, name, nn.Identity())
     with constant_gates(model, ones):
         torch.testing.assert_close(model(x), off(x))
     assert not torch.allclose(model(x), off(x))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import kerneldna as kd
+from kerneldna.network import surgery
 
 onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
 pytest.importorskip("onnxruntime", reason="needs kerneldna[export]")
@@ -100,7 +101,7 @@ def test_linear_weights_are_found_transposed(tmp_path, settle):
     small = kd.export(net, tmp_path / "small.onnx", input_size=(3, 64, 64))
     full = kd.export(kd.fuse_(copy.deepcopy(net)), tmp_path / "full.onnx", input_size=(3, 64, 64))
     saved = sum(
-        len(family.children) * kd.surgery.get(net, family.parent).weight.numel()
+        len(family.children) * surgery.get(net, family.parent).weight.numel()
         for family in kd.plan_of(net).families
     )
     assert full.bytes - small.bytes > 0.9 * 4 * saved
