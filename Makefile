@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WORKERS ?= logical
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 10
 
 .PHONY: help demo test test-all lint type clean
 
@@ -12,11 +14,11 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## train, fuse and compare a small model
 	$(BIN)/kdna demo
 
-test: $(INSTALLED)  ## run the fast tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## run the fast tests, one process per core (make test WORKERS=1 for one)
+	$(PYTEST)
 
 test-all: $(INSTALLED)  ## run every test, the slow and GPU ones too
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: $(INSTALLED)  ## check style and formatting
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
-"""What every test may ask for: the folder of real data, and a seed."""
+"""What every test may ask for: the folder of real data, a seed, small networks; and one thread for all of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,19 @@ settings.register_profile(
 )
 settings.register_profile("long", settings.get_profile("quick"), max_examples=1000, derandomize=False)
 settings.load_profile("quick")
+
+
+def pytest_configure() -> None:
+    """Compute with one thread: `make test` starts a process for each core, and a test alone gives the numbers it gives there."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Compute with two threads, where a change of their number is what is tested."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -67,8 +67,8 @@ def test_without_a_reference_there_is_no_ratio():
     assert found.quartiles == (1.0, 1.0)
 
 
-def test_the_machine_is_put_back():
-    before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+def test_the_machine_is_put_back(two_threads):
+    before = 2, torch.backends.cudnn.benchmark
     with timing.machine(1, "cuda"):
         assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == (1, True)
     assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == before

@@ -11,15 +11,6 @@ from kerneldna.deploy import speed_up as module
 from kerneldna.deploy.speed_up import AS_GIVEN, speed_up
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So that tests beside this one cannot hold up calls that last a millisecond."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(settle):
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import NamedTuple
 
 import pytest
 import safetensors.torch
@@ -14,8 +15,15 @@ from kerneldna.deploy import fuse
 
 METHODS = kd.list_methods()
 PER_IMAGE_KERNELS = {"cgc", "condconv", "dyconv", "odconv", "kernelwarehouse"}
-QUICK = {"resnet18", "mobilenetv2_050", "convnext_tiny"}  # one of each kind; the others are deeper copies
 SIZE = 48
+# One backbone of each kind. A peer works layer by layer, so in the quick suite it gets the shallowest with every kind of layer and
+# a block that repeats; KernelDNA's patterns name each block, so it gets the whole.
+KINDS = {
+    "resnet18": {},
+    "mobilenetv2_050": {"depth_multiplier": 0.34},
+    "convnext_tiny": {"depths": (1, 1, 2, 1)},
+}
+WIDER = "mobilenetv2_100"  # mobilenetv2_050 with wider layers
 # choices of KernelDNA that change what its layers are; each on a backbone of every kind
 CHOICES = {
     "stage-gate": {"gate": "stage"},
@@ -24,26 +32,36 @@ CHOICES = {
 }
 
 
+class Case(NamedTuple):
+    backbone: str
+    method: str
+    options: dict = {}
+    depth: dict = {}
+
+
 def cases():
     for method in METHODS:
         for backbone in kd.list_models():
-            quick = backbone in QUICK or method == "kerneldna"
-            yield pytest.param(
-                (backbone, method, {}), id=f"{backbone}-{method}", marks=() if quick else pytest.mark.slow
-            )
+            quick = backbone != WIDER if method == "kerneldna" else KINDS.get(backbone) == {}
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(Case(backbone, method), id=f"{backbone}-{method}", marks=marks)
+            if method != "kerneldna" and (depth := KINDS.get(backbone)):
+                yield pytest.param(Case(backbone, method, {}, depth), id=f"{backbone}-shallow-{method}")
     for choice, options in CHOICES.items():
-        for backbone in sorted(QUICK):
+        for backbone in sorted(KINDS):
             quick = backbone == "resnet18" or choice == "stage-gate"
             yield pytest.param(
-                (backbone, "kerneldna", options),
+                Case(backbone, "kerneldna", options),
                 id=f"{backbone}-kerneldna-{choice}",
                 marks=() if quick else pytest.mark.slow,
             )
 
 
-def build(backbone, method, options):
+def build(case):
     torch.manual_seed(0)
-    return kd.create_model(backbone, method=method, num_classes=6, width=0.25, options=options)
+    return kd.create_model(
+        case.backbone, method=case.method, num_classes=6, width=0.25, options=case.options, **case.depth
+    )
 
 
 @pytest.fixture(scope="module", params=cases())
@@ -54,7 +72,7 @@ def case(request):
 @pytest.fixture(scope="module")
 def model(case, settle):
     """A network whose every parameter and statistic is away from its start, as after training."""
-    model = build(*case)
+    model = build(case)
     kd.step_schedules(model, 50, 10)  # half way: at tau = 1 KernelWarehouse's attention has no gradient
     return settle(model, torch.randn(4, 3, SIZE, SIZE))
 
@@ -124,12 +142,11 @@ def test_save_and_load(model, images, tmp_path):
 
 def test_assign_and_meta_load(case, model, images):
     with torch.device("meta"):
-        empty = build(*case).eval()
+        empty = build(case).eval()
+    spare = copy.deepcopy(empty)
     empty.load_state_dict(model.state_dict(), assign=True)
     assert torch.equal(empty(images), model(images))
-    with torch.device("meta"):
-        empty = build(*case).eval()
-    empty.to_empty(device="cpu")
+    empty = spare.to_empty(device="cpu")
     empty.load_state_dict(model.state_dict())
     assert torch.equal(empty(images), model(images))
 
@@ -143,7 +160,7 @@ def test_functional_call_leaves_the_model_alone(model, images):
 
 def test_export(case, model, images):
     dynamic = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
-    if case[1] not in PER_IMAGE_KERNELS:
+    if case.method not in PER_IMAGE_KERNELS:
         program = torch.export.export(model, (images[:2],), **dynamic)
         for batch in (1, 4):
             assert relative(program.module()(images[:batch]), model(images[:batch])) < 1e-5
@@ -171,16 +188,16 @@ def test_channels_last(model, images):
 def test_fused_equals_unfused(case, model, images):
     fused = fuse.fused_copy(model)
     if fused is model:  # no BatchNorm, or every convolution in front of one is replaced
-        assert case[1] != "kerneldna"
+        assert case.method != "kerneldna"
         with pytest.raises(ValueError, match="nothing to fuse"):
             kd.fuse_(copy.deepcopy(model))
         return
     assert relative(fused(images), model(images)) < 1e-5
-    if case[1] != "kerneldna":
+    if case.method != "kerneldna":
         return
     ours = {type(m).__name__ for m in fused.modules() if type(m).__module__.startswith("kerneldna")}
-    kept = {"ChannelAttention"} if case[0] == "convnext_tiny" else set()
-    assert ours <= ({"StageGate", "LaterGate"} if case[2].get("gate") == "stage" else kept)
+    kept = {"ChannelAttention"} if case.backbone == "convnext_tiny" else set()
+    assert ours <= ({"StageGate", "LaterGate"} if case.options.get("gate") == "stage" else kept)
     fast = kd.fuse_(copy.deepcopy(model), mode="throughput", calibrate=images, progress=False)
     assert convert.state_of(fast)["fused"]["difference"] < 1e-5
     assert not {type(m).__name__ for m in fast.modules() if type(m).__module__.startswith("kerneldna")}
@@ -189,7 +206,7 @@ def test_fused_equals_unfused(case, model, images):
 @pytest.mark.slow
 def test_compile_in_one_graph(case, model, images):
     torch.compiler.reset()  # or the cases before count as recompilations of the same forward
-    one = case == ("resnet18", "kerneldna", {})  # enough for the code generator
+    one = case == Case("resnet18", "kerneldna")  # enough for the code generator
     backend = "inductor" if one else "aot_eager"
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert relative(compiled(images), model(images)) < 1e-4
