@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,17 +96,31 @@ class Block(nn.Module):
 
 
 @pytest.fixture(scope="session")
-def tiny(settle: Callable[..., nn.Module]) -> nn.Module:
-    """A KernelDNA network of six convolutions, three of them children of one parent, for 16 x 16 images; copy it to change it."""
-    torch.manual_seed(0)
-    model = nn.Sequential()
-    for name, part in {
-        "stem": nn.Conv2d(3, 32, 3, padding=1),
-        "stage": nn.Sequential(*(Block(32) for _ in range(2))),
-        "pool": nn.AdaptiveAvgPool2d(1),
-        "flat": nn.Flatten(),
-        "head": nn.Linear(32, 4),
-    }.items():
-        model.add_module(name, part)
-    kd.convert_(model, kd.KernelDNA(patterns={"stage": "SS-SF"}), input_size=(3, 16, 16))
-    return settle(model, torch.randn(16, 3, 16, 16))
+def make_tiny() -> Callable[..., nn.Module]:
+    """A function that makes a network of six convolutions, three of them children of one parent, for 16 x 16 images.
+
+    It takes options of KernelDNA.
+    """
+
+    def make(**options: Any) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential()
+        for name, part in {
+            "stem": nn.Conv2d(3, 32, 3, padding=1),
+            "stage": nn.Sequential(*(Block(32) for _ in range(2))),
+            "pool": nn.AdaptiveAvgPool2d(1),
+            "flat": nn.Flatten(),
+            "head": nn.Linear(32, 4),
+        }.items():
+            model.add_module(name, part)
+        return kd.convert_(
+            model, kd.KernelDNA(patterns={"stage": "SS-SF"}, **options), input_size=(3, 16, 16)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_tiny: Callable[..., nn.Module], settle: Callable[..., nn.Module]) -> nn.Module:
+    """The network of `make_tiny`, as after training; copy it to change it."""
+    return settle(make_tiny(), torch.randn(16, 3, 16, 16))

@@ -151,7 +151,8 @@ def test_bf16_is_refused_where_there_is_none(name, tmp_path):
 
 @pytest.mark.parametrize("method", [None, "se", "odconv"])
 def test_other_networks(method, tmp_path):
-    model = kd.create_model("resnet18", method=method, num_classes=4, width=0.125, stem="small").eval()
+    small = {"width": 0.125, "stem": "small", "layers": (1, 1, 1, 1)}
+    model = kd.create_model("resnet18", method=method, num_classes=4, **small).eval()
     batch = 2 if method == "odconv" else None
     assert kd.export(model, tmp_path / "m.pt2", runtime="torch_export", batch=batch).difference < 1e-5
     if batch:

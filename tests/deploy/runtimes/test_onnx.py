@@ -119,7 +119,8 @@ def test_features_have_several_outputs(tmp_path):
 def test_a_network_of_per_image_kernels_needs_a_fixed_batch(tmp_path):
     import onnxruntime
 
-    dynamic = kd.create_model("resnet18", method="odconv", num_classes=4, width=0.125, stem="small").eval()
+    small = {"width": 0.125, "stem": "small", "layers": (1, 1, 1, 1)}
+    dynamic = kd.create_model("resnet18", method="odconv", num_classes=4, **small).eval()
     with pytest.raises(ValueError, match="export with a fixed batch size"):
         kd.export(dynamic, tmp_path / "m.onnx")
     assert kd.export(dynamic, tmp_path / "m.onnx", batch=3).difference < 1e-4
