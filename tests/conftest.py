@@ -72,6 +72,8 @@ def settle() -> Callable[..., nn.Module]:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 or name.endswith(("spatial", "filter", "position", "input", "left")):
                 nn.init.normal_(parameter, 0.5, 0.2)
+            elif name.endswith(".mix"):
+                nn.init.normal_(parameter, 0, len(parameter) ** -0.5)
         with torch.no_grad():
             for _ in range(rounds):
                 model.train()(x)

@@ -10,14 +10,17 @@ from torch import nn
 import kerneldna as kd
 from kerneldna.deploy.shared_kernels import shared_kernels
 from kerneldna.layers.child import ChildConv2d, ChildLinear
-from kerneldna.layers.modulation import MODULATIONS, NAMES, modulation_parameters
+from kerneldna.layers.modulation import MODULATIONS, NAMES, mixed, modulation_parameters
 
+MIXES = ("mix", "mix_low_rank")
 KINDS = ("dense", "grouped", "depthwise", "pointwise")
 HELD = {
     "paper": {"spatial", "filter"},
     "position": {"position"},
     "position_input": {"position", "input"},
     "low_rank": {"spatial", "left", "right"},
+    "mix": {"mix"},
+    "mix_low_rank": {"mix_left", "mix_right"},
 }
 
 
@@ -61,12 +64,30 @@ def element(child, o, c, a, b):
     )
 
 
+def share(child, o, p):
+    """How much of the parent's filter p is in the child's filter o."""
+    groups = getattr(child, "groups", 1)
+    size = len(child._parent.weight) // groups
+    found = float(o == p)
+    if o // size != p // size:  # filters of another group see other channels
+        return found
+    if child.mix is not None:
+        found += child.mix[o, p % size].item()
+    if child.mix_left is not None:
+        rank = child.mix_left.shape[1]
+        rows = child.mix_right[o // size * rank :][:rank]  # those of the group
+        found += sum(child.mix_left[o, r].item() * rows[r, p % size].item() for r in range(rank))
+    return found
+
+
 def naive_weight(child, kernel):
     weight = torch.zeros_like(kernel)
     shape = (*kernel.shape, 1, 1)[:4]
+    shares = torch.tensor([[share(child, o, p) for p in range(len(kernel))] for o in range(len(kernel))])
     for o, c, a, b in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
-        at = (o, c, a, b)[: kernel.ndim]
-        weight[at] = kernel[at].item() * element(child, o, c, a, b)
+        at = (c, a, b)[: kernel.ndim - 1]
+        mixed = sum(shares[o, p].item() * kernel[(p, *at)].item() for p in range(len(kernel)))
+        weight[(o, *at)] = mixed * element(child, o, c, a, b)
     return weight
 
 
@@ -145,13 +166,38 @@ def test_every_parameter_learns_behind_a_batchnorm_but_the_paper_s_filter(modula
     assert min(found.values()) > 0.1, found
 
 
-@pytest.mark.parametrize("modulation", ["position_input", "low_rank"])
+@pytest.mark.parametrize("modulation", ["position_input", "low_rank", "mix", "mix_low_rank"])
 def test_a_pointwise_child_learns_behind_a_batchnorm(modulation):
     _, child = make_conv("pointwise", modulation)
     found = gradients_behind_a_norm(child, steps=2)
     cancelled = found.pop("position", 0.0)  # of a 1x1 kernel it is a scale of an output channel
     assert min(found.values()) > 0.1, found
     assert cancelled < 1e-4 * min(found.values())
+
+
+@pytest.mark.parametrize("modulation", MIXES)
+def test_a_mix_is_a_1x1_convolution_behind_the_parent(modulation):
+    for kind in ("dense", "grouped"):
+        parent, child = make_conv(kind, modulation)
+        randomise(child)
+        x = torch.randn(2, 8, 6, 5)
+        size = 8 // parent.groups
+        shares = torch.tensor([[share(child, o, p) for p in range(8)] for o in range(8)])
+        kernel = torch.stack([shares[o, o // size * size :][:size] for o in range(8)])[:, :, None, None]
+        without_bias = nn.functional.conv2d(
+            parent(x) - parent.bias[:, None, None], kernel, groups=parent.groups
+        )
+        torch.testing.assert_close(child(x) - child.bias[:, None, None], without_bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("modulation", MIXES)
+def test_a_mixed_kernel_lies_in_memory_as_the_parent_s(modulation):
+    parent, child = make_conv("dense", modulation)
+    randomise(child)
+    expected = child.weight.detach().clone()
+    parent.to(memory_format=torch.channels_last)
+    assert child.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(child.weight, expected)
 
 
 def test_the_switches():
@@ -172,6 +218,25 @@ def build(modulation, settle=None, name="resnet18", **options):
     options = {"modulation": modulation, "rank": 2, **options}
     model = kd.create_model(name, method="kerneldna", num_classes=4, width=0.25, options=options)
     return model if settle is None else settle(model, torch.randn(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_making_the_kernel_is_not_counted_as_work_for_an_image(modulation):
+    copied = kd.describe(build("paper", channel=False)).size
+    found = kd.describe(build(modulation, channel=False)).size
+    assert found.macs == copied.macs
+
+
+@pytest.mark.parametrize(("modulation", "pattern", "parameters"), [
+    ("mix", "FS-SF-SF", 579_354), ("mix", "FS-SF", 373_786), ("mix_low_rank", "FS-SF", 335_898),
+])  # fmt: skip
+def test_a_mix_has_a_square_matrix_or_two_thin_ones(modulation, pattern, parameters):
+    patterns = {"layer3": pattern, "layer4": pattern}
+    options = {"modulation": modulation, "channel": False, "patterns": patterns}
+    model = kd.create_model(
+        "resnet18", method="kerneldna", num_classes=10, width=0.25, stem="small", options=options
+    )
+    assert kd.describe(model).size.parameters == parameters
 
 
 @pytest.mark.parametrize("modulation", MODULATIONS)
@@ -201,16 +266,21 @@ def test_saved_fused_and_shared(name, modulation, settle, tmp_path):
     fused = kd.fuse_(copy.deepcopy(model))
     torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
     state = fused.state_dict()
-    for kernel in shared_kernels(model, fused):
+    shared = shared_kernels(model, fused)
+    # a mix of ConvNeXt's fc1 is larger than its kernel, and not shared
+    assert any(kernel.mixes for kernel in shared) == modulation.startswith("mix")
+    for kernel in shared:
         for weight, factors in kernel.users.items():
-            found = kernel.kernel.double()
+            found = mixed(kernel.kernel.double(), kernel.mixes.get(weight, ()))
             for factor in factors:
                 assert factor.ndim == found.ndim
                 found = found * factor
             torch.testing.assert_close(found.float(), state[weight], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("modulation", MODULATIONS)
+@pytest.mark.parametrize(
+    "modulation", [m for m in MODULATIONS if m not in MIXES]
+)  # tests/deploy/test_mixed_kernels.py
 def test_an_onnx_file_derives_the_kernels(modulation, make_tiny, settle, tmp_path):
     onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
     model = settle(make_tiny(modulation=modulation, rank=2), torch.randn(16, 3, 16, 16))

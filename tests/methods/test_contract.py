@@ -29,6 +29,8 @@ CHOICES = {
     "stage-gate": {"gate": "stage"},
     "position-input": {"modulation": "position_input"},
     "low-rank": {"modulation": "low_rank"},
+    "mix": {"modulation": "mix"},
+    "mix-low-rank": {"modulation": "mix_low_rank"},
 }
 
 

@@ -226,8 +226,11 @@ def _fused(
 
 def _inside(network: str, kernel: SharedKernel) -> SharedKernel:
     """Return `kernel` under its names in a detector, of which `network` is the part."""
-    users = {f"{network}.{name}": factors for name, factors in kernel.users.items()}
-    return SharedKernel(f"{network}.{kernel.name}", kernel.kernel, users)
+    users, mixes = (
+        {f"{network}.{name}": parts for name, parts in given.items()}
+        for given in (kernel.users, kernel.mixes)
+    )
+    return SharedKernel(f"{network}.{kernel.name}", kernel.kernel, users, mixes)
 
 
 @torch.no_grad()

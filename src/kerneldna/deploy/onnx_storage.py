@@ -1,7 +1,8 @@
 """The weights of an ONNX file: each shared kernel stored once, the rest stored small.
 
-A derived weight is a few nodes on constants, `kernel * factor`, with a Cast in front for fp16 and a Cast and a scale for int8. ONNX
-Runtime computes them once, while it loads the file; for runtimes that do not, `kerneldna.deploy.expand` writes them out.
+A derived weight is a few nodes on constants, `kernel * factor`, or where filters are mixed `(kernel + matrix @ kernel) * factor`,
+with a Cast in front for fp16 and a Cast and a scale for int8. ONNX Runtime computes them once, while it loads the file; for
+runtimes that do not, `kerneldna.deploy.expand` writes them out.
 """
 
 from __future__ import annotations
@@ -71,23 +72,22 @@ def shrink(
     store = _Store(model.graph, storage)
     for kernel in shared:
         for turned in (False, True):
-            users = {
-                places[name].name: factors
-                for name, factors in kernel.users.items()
-                if name in places and places[name].turned == turned
-            }
+            users = [name for name in kernel.users if name in places and places[name].turned == turned]
             if len(users) < 2:
                 continue
             values = kernel.kernel.double().cpu().numpy()
             source = store.add(
                 f"{kernel.name}.kernel{'.T' * turned}", _turned(values, turned), axis=int(turned)
             )
-            for name, factors in users.items():
-                own = [_turned(factor.cpu().numpy(), turned) for factor in factors]
+            for user in users:
+                name = places[user].name
+                own = [_turned(factor.cpu().numpy(), turned) for factor in kernel.users[user]]
+                matrices = [matrix.cpu().numpy() for matrix in kernel.mixes.get(user, ())]
+                base = store.mix(name, source, matrices, values.shape, turned=turned) if matrices else source
                 if quantized:
-                    store.derive_int8(name, source, own, axis=int(turned))
+                    store.derive_int8(name, base, own, axis=int(turned))
                 else:
-                    store.derive(name, source, own)
+                    store.derive(name, base, own)
     if storage != "fp32":  # where quantized, what was left in float: the gates
         for name, axis in store.plain_weights().items():
             store.round(name, axis=axis)
@@ -120,6 +120,37 @@ class _Store:
     def add(self, name: str, values: Array, *, axis: int) -> str:
         """Store `values` as `storage` says, output channels along `axis`; return the name of the float32 tensor."""
         return self._stored(name, values, f"{name}.float" if self.storage != "fp32" else name, axis=int(axis))
+
+    def mix(
+        self, name: str, source: str, matrices: list[Array], shape: tuple[int, ...], *, turned: bool
+    ) -> str:
+        """Add the product of `matrices` and the kernel `source` to it; return the name of the sum.
+
+        Args:
+            name: The initializer that is derived, for names.
+            source: A kernel of `shape`, or turned.
+            matrices: As `kerneldna.layers.modulation.mixed` takes them, stored as `storage` says.
+            shape: `(C_out, C_in/groups, k, k)` or `(C_out, C_in)`.
+            turned: The kernel is a matrix, transposed.
+        """
+        stored = [
+            self.add(f"{name}.mix{i}", _turned(matrix, turned), axis=int(turned))
+            for i, matrix in enumerate(matrices)
+        ]
+        groups = shape[0] // matrices[-1].shape[1]
+        product = (
+            source if turned else self._reshaped(source, (groups, shape[0] // groups, -1), f"{name}.rows")
+        )
+        for i, matrix in reversed(list(enumerate(matrices))):
+            if turned:
+                product = self._product(product, stored[i], f"{name}.mixed{i}")
+                continue
+            rows, columns = matrix.shape
+            by_group = self._reshaped(stored[i], (groups, rows // groups, columns), f"{name}.by_group{i}")
+            product = self._product(by_group, product, f"{name}.mixed{i}")
+        if not turned:
+            product = self._reshaped(product, shape, f"{name}.product")
+        return self._node("Add", [source, product], f"{name}.mix")
 
     def derive(self, name: str, source: str, factors: list[Array]) -> None:
         """Let the initializer `name` be `source` times `factors`."""
@@ -210,6 +241,19 @@ class _Store:
         self.gone.discard(name)
         self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
+
+    def _product(self, left: str, right: str, out: str) -> str:
+        """Multiply two matrices of constants."""
+        if self.storage == "int8":
+            # the signs cancel: OpenVINO would leave the product of what is read straight from int8 to every inference
+            left, right = (
+                self._node("Neg", [each], f"{out}.{side}")
+                for side, each in (("left", left), ("right", right))
+            )
+        return self._node("MatMul", [left, right], out)
+
+    def _reshaped(self, source: str, shape: tuple[int, ...], out: str) -> str:
+        return self._node("Reshape", [source, self._constant(f"{out}.shape", np.array(shape, np.int64))], out)
 
     def _cast(self, source: str, out: str) -> str:
         return self._node("Cast", [source], out, to=1)

@@ -1,12 +1,14 @@
 """Which kernels of a fused network are one kernel times small factors: what lets a file store each parent's kernel once.
 
-fused.weight = kernel * factor * factor ...        factors: spatial, filter, BatchNorm's scale, the gate's mean
+    fused.weight = mixed(kernel) * factor * factor ...        factors: spatial, filter, BatchNorm's scale, the gate's mean
+
+`mixed` is the kernel itself, or a mix of its filters (`kerneldna.layers.modulation.mixed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,11 +27,13 @@ class SharedKernel:
         name: The parent's qualified name.
         kernel: As it was trained, `(C_out, C_in/groups, k, k)` or `(C_out, C_in)`.
         users: Name of a weight in the fused network's `state_dict` -> the factors, each of the kernel's dimensions, in float64.
+        mixes: Name of such a weight -> the matrices that mix the kernel's filters before, in float64.
     """
 
     name: str
     kernel: Tensor
     users: Mapping[str, tuple[Tensor, ...]]
+    mixes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 def shared_kernels(
@@ -48,20 +52,22 @@ def shared_kernels(
     for family in plan.families if plan else ():
         parent: Any = surgery.get(model, family.parent)
         kernel: Tensor = parent.weight.detach()
-        users = {}
+        users, mixes = {}, {}
         for name in (family.parent, *family.children):
-            layer = surgery.get(model, name)
+            layer: Any = surgery.get(model, name)
             inner = _inner(fused, name)
             factors = getattr(layer, "factors", None)
             own = [] if factors is None else factors((means or {}).get(f"{name}.gate"))
+            mixing = [] if factors is None else layer.mixing()
             if inner in norms:
                 scale = fold.scale_of(surgery.get(model, norms[inner]))
                 own.append(scale.view(-1, *(1,) * (kernel.ndim - 1)))
             if (
-                sum(factor.numel() for factor in own) < kernel.numel()
+                sum(part.numel() for part in (*own, *mixing)) < kernel.numel()
             ):  # else its own kernel is the smaller thing to store
                 users[f"{inner}.weight"] = tuple(own)
-        found.append(SharedKernel(family.parent, kernel, users))
+                mixes |= {f"{inner}.weight": tuple(mixing)} if mixing else {}
+        found.append(SharedKernel(family.parent, kernel, users, mixes))
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
     weight = parent.weight * (1 + spatial) * (1 + filter)        y = conv(x * a(x), weight)
 
-`kerneldna.layers.modulation` has other products for the two static attentions.
+`kerneldna.layers.modulation` has others for the two static attentions.
 
 The child *borrows its parent module*: it holds a reference that `nn.Module` does not register. So the kernel stands once in
 `parameters()`, once in `state_dict()` and once in a file; and since the reference is an ordinary attribute, `copy.deepcopy` and
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.layers.attention import Gate, gate_of
-from kerneldna.layers.modulation import NAMES, factors, modulation_parameters
+from kerneldna.layers.modulation import NAMES, factors, mixed, mixing, modulation_parameters
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 _GEOMETRY = (
@@ -83,7 +83,8 @@ class Child(nn.Module, Generic[Layer]):
         if channel and gate is None:
             gate = gate_of(replaced, reduction=reduction, norm=norm, drop_rate=gate_drop_rate)
         self.gate = gate
-        made = modulation_parameters(parent.weight.shape, **modulation)
+        groups = getattr(replaced, "groups", 1)
+        made = modulation_parameters(parent.weight.shape, groups=groups, **modulation)
         for part in NAMES:
             self.register_parameter(part, made.get(part))
         self.to(replaced.weight.device, replaced.weight.dtype)
@@ -92,17 +93,21 @@ class Child(nn.Module, Generic[Layer]):
     @property
     def weight(self) -> Tensor:
         """The kernel in effect, in its parent's shape."""
+        kernel = self._parent.weight
+        if kernel.is_meta:  # counting multiply-accumulates: the kernel is made once, not for an image
+            return kernel
         modulation = self.modulation
-        return self._parent.weight if modulation is None else self._parent.weight * modulation
+        kernel = mixed(kernel, mixing(self))
+        return kernel if modulation is None else kernel * modulation
 
     @property
     def modulation(self) -> Tensor | None:
-        """What the parent's kernel is multiplied by: one small product, so that the kernel itself is multiplied once."""
+        """What the parent's kernel, mixed or not, is multiplied by: one small product, so that the kernel is multiplied once."""
         parts = factors(self, self._parent.weight.ndim)
         return prod(parts[1:], start=parts[0]) if parts else None
 
     def factors(self, mean: Tensor | None = None) -> list[Tensor]:
-        """Return small tensors whose product with the parent's kernel is the fused one: float64, of the kernel's dimensions.
+        """Return small tensors whose product with the parent's mixed kernel is the fused one: float64, of the kernel's dimensions.
 
         Args:
             mean: The mean of the gate, one value an input channel, if it is to be folded in.
@@ -118,13 +123,17 @@ class Child(nn.Module, Generic[Layer]):
             found.append(seen.reshape(-1, kernel.shape[1], *(1,) * (kernel.ndim - 2)))
         return found
 
+    def mixing(self) -> list[Tensor]:
+        """Return the matrices that mix the parent's kernel (`kerneldna.layers.modulation.mixed`): float64, none without a mix."""
+        return [matrix.detach().double() for matrix in mixing(self)]
+
     def _take_over(self, replaced: Layer) -> None:
         """Note what else the child keeps of the layer it replaces."""
         raise NotImplementedError
 
     def _scaled(self, mean: Tensor | None) -> Tensor:
         kernel = self._parent.weight.detach()
-        return prod(self.factors(mean), start=kernel.double()).to(kernel.dtype)
+        return prod(self.factors(mean), start=mixed(kernel.double(), self.mixing())).to(kernel.dtype)
 
     def _gated(self, x: Tensor) -> Tensor:
         if self.gate is None:

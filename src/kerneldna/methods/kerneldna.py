@@ -45,9 +45,10 @@ class KernelDNA:
             reduction of the first child (`kerneldna.layers.lookahead`).
         modulation: What a child multiplies its parent's kernel by: "paper" (spatial and filter attention); "position", a factor an
             output channel and position; "position_input", that and one an input channel; "low_rank", spatial attention and a
-            low-rank factor over the channels. A BatchNorm behind the layer cancels the paper's filter attention, not these
+            low-rank factor over the channels; "mix", a matrix that mixes the parent's filters; "mix_low_rank", the identity and a
+            matrix of low rank. A BatchNorm behind the layer cancels the paper's filter attention, not these
             (`kerneldna.layers.modulation`). All fold away at inference.
-        rank: Of the modulation "low_rank".
+        rank: Of the modulations "low_rank" and "mix_low_rank".
         gate_drop_rate: Share of training images, 0-1, for which a child's gate is replaced by the batch's mean gate: one training
             for both modes. Running means are kept, so `fuse_(mode="throughput")` needs no calibration data. 0 as published.
 
