@@ -158,6 +158,11 @@ def test_tests_mirror_the_tree():
     assert found - rooms <= {"experiments", "benchmarks", "fixtures"}
 
 
+def test_test_files_have_names_of_their_own():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()  # pytest imports them by it
+
+
 # The checker itself, on small trees that break one rule each.
 
 TABLE = {"low": 0, "network": 1, "methods": 2, "data": 3, "kdna": 4}
