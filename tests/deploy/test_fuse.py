@@ -74,7 +74,7 @@ def test_a_network_trained_for_both_modes_has_its_means(settle):
     model = kd.create_model(
         "resnet18", method="kerneldna", num_classes=4, width=0.125, stem="small", options=options
     )
-    settle(model, torch.randn(8, 3, 32, 32), rounds=20)
+    settle(model, torch.randn(32, 3, 32, 32), rounds=60)
     known = kd.fuse_(copy.deepcopy(model), mode="throughput")
     again = kd.fuse_(
         copy.deepcopy(model), mode="throughput", calibrate=torch.randn(64, 3, 32, 32), progress=False

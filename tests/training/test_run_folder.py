@@ -37,7 +37,7 @@ def test_only_the_number_of_workers_may_differ(tmp_path):
     folder.start(RECIPE, resume=True)
     folder.checkpoint_file.touch()
     folder.start(load_recipe("resnet18-digits", overrides=["data.workers=3"]), resume=True)
-    other = load_recipe("resnet18-digits", overrides=["seed=1", "model.args={drop_rate: 0.1}"])
+    other = load_recipe("resnet18-digits", overrides=["seed=1", "model.args.drop_rate=0.1"])
     message = (
         r"has another recipe: model.args.drop_rate \(run: None, given: 0.1\), seed \(run: 0, given: 1\); give"
     )
