@@ -70,15 +70,14 @@ def table(rows: Sequence[Row]) -> str:
     paper = any(row.paper for row in rows)
     heads += ["paper, %", "to reference"] if paper else []
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for row in rows:
-        reference = _reference(row, rows)
+    for row, reference in _with_references(rows):
         line = [_label(row, rows), f"{row.parameters:,}"]
         for dataset in shown_sets:
             line += [_spread(list(row.top1.get(dataset, {}).values())), _gain(row, reference, dataset)]
         if paper:
             line.append("" if row.paper is None else f"{row.paper:.2f}")
-            has_both = row is not reference and row.paper and reference.paper
-            line.append(f"{row.paper - reference.paper:+.2f}" if has_both else "")
+            gain = None if row is reference else _paper_gain(row, reference)
+            line.append("" if gain is None else f"{gain:+.2f}")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -86,17 +85,18 @@ def table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw each row's gain over its reference: a dot a seed, a bar the mean, a diamond the paper's."""
     shown_sets = [dataset for dataset in SETS if any(dataset in row.top1 for row in rows)]
-    shown = [row for row in rows if row is not _reference(row, rows)]
-    paper = any(row.paper for row in shown)
-    left, wide, high = 24 + 7 * max(len(_label(row, rows)) for row in shown), 330, 30 * len(shown) + 90
+    shown = [(row, reference) for row, reference in _with_references(rows) if row is not reference]
+    names = [_label(row, rows) for row, _ in reversed(shown)]
+    paper = any(row.paper for row, _ in shown)
+    left, wide, high = 24 + 7 * max(map(len, names)), 330, 30 * len(shown) + 90
     width = left + (wide + 24) * len(shown_sets)
     figure = style.new_figure(width, high)
     with style.style():
         for place, dataset in enumerate(shown_sets):
             box = ((left + place * (wide + 24)) / width, 50 / high, (wide - 10) / width, (high - 90) / high)
             axes = figure.add_axes(box)
-            for y, row in enumerate(reversed(shown)):
-                gains = [100 * gain for gain in row.differences(_reference(row, rows), dataset)]
+            for y, (row, reference) in enumerate(reversed(shown)):
+                gains = [100 * gain for gain in row.differences(reference, dataset)]
                 axes.scatter(gains, [y] * len(gains), s=26, color=style.RUN_COLOURS[1], zorder=3, alpha=0.6)
                 if not gains:
                     continue
@@ -107,14 +107,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     zorder=4,
                     linewidth=2.5,
                 )
-                reference = _reference(row, rows)
-                if row.paper and reference.paper:
-                    axes.scatter(
-                        row.paper - reference.paper, y, s=34, marker="D", zorder=2, color=style.RUN_COLOURS[3]
-                    )
+                if (gain := _paper_gain(row, reference)) is not None:
+                    axes.scatter(gain, y, s=34, marker="D", zorder=2, color=style.RUN_COLOURS[3])
             axes.axvline(0, color=style.MUTED, linewidth=1)
-            labels = [_label(row, rows) for row in reversed(shown)] if not place else []
-            axes.set_yticks(range(len(shown)), labels or [""] * len(shown))
+            axes.set_yticks(range(len(shown)), [""] * len(shown) if place else names)
             axes.tick_params(length=0, pad=8, labelsize=11)
             axes.set_ylim(-0.6, len(shown) - 0.4)
             axes.spines["left"].set_visible(False)
@@ -174,9 +170,15 @@ def _paper(study: str, cell: Cell) -> float | None:
     raise KeyError(f"the paper has no row for {cell.label!r} of {cell.backbone} in {study}")
 
 
-def _reference(row: Row, rows: Sequence[Row]) -> Row:
-    """Return the first row of the same backbone."""
-    return next(other for other in rows if other.cell.backbone == row.cell.backbone)
+def _with_references(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return each row with its reference: the first row of the same backbone."""
+    first: dict[str, Row] = {}
+    return [(row, first.setdefault(row.cell.backbone, row)) for row in rows]
+
+
+def _paper_gain(row: Row, reference: Row) -> float | None:
+    """Return the paper's accuracy less that of the reference, in points; None where it has not both."""
+    return row.paper - reference.paper if row.paper and reference.paper else None
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
