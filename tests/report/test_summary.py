@@ -65,9 +65,7 @@ def test_a_run_of_another_task(write):
     folder = write("run")
     detector = load_recipe("maskrcnn-resnet50-coco", overrides=["data.source=coco"])
     folder.recipe_file.write_text(detector.to_yaml())
-    with pytest.raises(
-        ValueError, match="has the task 'detection', and a report compares classifiers; kdna eval measures it"
-    ):
+    with pytest.raises(ValueError, match="has the task 'detection'; reports and benchmarks compare class"):
         open_finished(folder.path)
 
 

@@ -52,6 +52,20 @@ def test_a_folder_without_a_run_has_no_recipe(tmp_path):
         RunFolder(tmp_path).recipe()
 
 
+@pytest.mark.parametrize("name", [None, "resnet18-digits", "maskrcnn-resnet50-coco"])
+def test_a_run_that_is_to_be_of_a_classifier(name, tmp_path):
+    folder = RunFolder(tmp_path)
+    if name is not None:
+        folder.start(load_recipe(name), resume=False)
+    if name != "maskrcnn-resnet50-coco":
+        return folder.require_classifier()
+    expected = (
+        "has the task 'detection'; reports and benchmarks compare classifiers, and kdna eval measures it"
+    )
+    with pytest.raises(ValueError, match=expected):
+        folder.require_classifier()
+
+
 def test_the_table_leaves_out_what_was_not_measured(tmp_path):
     folder = RunFolder(tmp_path)
     row = {"epoch": 1, "step": 5, "lr": 0.1, "train_loss": 2.5, "val_loss": 2.0, "top1": 0.5, "top5": None}

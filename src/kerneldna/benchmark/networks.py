@@ -124,10 +124,7 @@ def _folder(path: Path, variant: str) -> Contestant:
             f"'{path}@plain': a folder holds one trained network; name the plain one, such as resnet18/{SHARING}@plain"
         )
     run = OpenedRun(path)
-    if run.task not in (None, "classification"):
-        raise ValueError(
-            f"the run in '{path}' has the task {run.task!r}; what is timed here are networks that take a batch of images"
-        )
+    run.folder.require_classifier()
     measured = run.folder.result_file.is_file() and variant != "throughput"
     accuracy = run.folder.read_result().get("top1") if measured else None
     label = path.resolve().name + (f"@{variant}" if variant else "")

@@ -41,10 +41,7 @@ def open_finished(path: str | Path) -> RunFolder:
     """
     folder = RunFolder(path)
     recipe = folder.recipe()
-    if recipe.task != "classification":
-        raise ValueError(
-            f"the run in '{path}' has the task {recipe.task!r}, and a report compares classifiers; kdna eval measures it"
-        )
+    folder.require_classifier()
     if not folder.result_file.is_file() or not (folder.model_dir / WEIGHTS).is_file():
         raise FileNotFoundError(
             f"the run in '{path}' is not finished: it has no {folder.result_file.name} or no trained network; "

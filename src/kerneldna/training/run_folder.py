@@ -106,6 +106,18 @@ class RunFolder:
             )
         return load_recipe(self.recipe_file)
 
+    def require_classifier(self) -> None:
+        """Check that the run, if the folder holds one, trained a classifier: what reports and benchmarks compare.
+
+        Raises:
+            ValueError: If it trained something else.
+        """
+        if self.recipe_file.is_file() and (task := self.recipe().task) != "classification":
+            raise ValueError(
+                f"the run in '{self.path}' has the task {task!r}; reports and benchmarks compare classifiers, and kdna eval "
+                "measures it"
+            )
+
     def write_metrics(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
         """Write the table of epochs; a figure that is None is left empty.
 
