@@ -1,4 +1,4 @@
-"""A small set in COCO's form: bright rectangles on noise, with what makes real sets awkward."""
+"""A small set in COCO's form: bright rectangles on noise, with what makes real sets awkward; and settings to train on it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from PIL import Image
 
 CATEGORIES = ({"id": 3, "name": "tall"}, {"id": 90, "name": "wide"})
 SIZE = (80, 64)  # width, height
+# overrides of a recipe of detection: one epoch from random weights, on images of one size
+SHORT = (
+    "detection.weights=null",
+    "detection.scales=[]",
+    "data.workers=0",
+    "schedule.epochs=1",
+    "schedule.milestones=[]",
+    "schedule.warmup_epochs=0",
+)
+# the same for a small network on small images, none of it frozen
+SMALL = (
+    *SHORT,
+    "model.name=mobilenetv2_050",
+    "model.width=0.5",
+    "detection.frozen_stages=0",
+    "data.image_size=64",
+    "data.batch_size=2",
+)
 
 
 def write_coco(root: Path, *, train: int = 6, val: int = 3) -> Path:

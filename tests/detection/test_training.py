@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from coco_folder import SHORT
 from kerneldna.recipes.recipe import list_recipes, load_recipe
 from kerneldna.training.evaluate import evaluate
 from kerneldna.training.task import Task
@@ -21,18 +22,13 @@ pytest.importorskip("pycocotools")
 pytestmark = pytest.mark.slow
 
 ROWS = [name for name in list_recipes() if name.startswith("maskrcnn-")]
-SMALL = [
-    "detection.weights=null",
-    "detection.scales=[]",
+OVERRIDES = (
+    *SHORT,
     "detection.max_size=160",
     "detection.anchor_sizes=[8,16,32,64,128]",
     "detection.boxes_per_image=32",
     "data.image_size=128",
-    "data.workers=0",
-    "schedule.epochs=1",
-    "schedule.milestones=[]",
-    "schedule.warmup_epochs=0",
-]
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,7 @@ def test_there_are_thirteen_rows():
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_trains_a_step_and_is_measured(name, coco, tmp_path):
     steps = ["data.batch_size=2", "data.limit_train=2", "data.limit_val=3"]
-    recipe = load_recipe(name, overrides=[*SMALL, *steps, f"data.source={coco}"])
+    recipe = load_recipe(name, overrides=[*OVERRIDES, *steps, f"data.source={coco}"])
     train(recipe, run_dir=tmp_path, progress=False)
     (row,) = csv.DictReader((tmp_path / "metrics.csv").open())
     assert int(row["step"]) == 1
@@ -69,7 +65,7 @@ def test_two_processes_train_as_one(coco, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}
 import test_training
 test_training.together(*sys.argv[1:])
 """)
@@ -106,7 +102,7 @@ def together(coco: str, folder: str, processes: str, draws: str) -> None:
     ]
     source = f"data.source={coco}"
     recipe = load_recipe(
-        "maskrcnn-mobilenetv2_100-kerneldna-coco", overrides=[*SMALL, *small, *longer, source]
+        "maskrcnn-mobilenetv2_100-kerneldna-coco", overrides=[*OVERRIDES, *small, *longer, source]
     )
     count = int(processes)
     train(recipe, run_dir=folder, progress=False, devices=count, strategy="ddp" if count > 1 else "auto")

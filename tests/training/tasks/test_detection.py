@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import kerneldna as kd
-from coco_folder import write_coco
+from coco_folder import SMALL, write_coco
 from kerneldna.conversion.convert import network_of
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import train_loader, val_loader
@@ -24,25 +24,16 @@ from kerneldna.training.trainer import train
 
 pytest.importorskip("pycocotools")
 
-SMALL = [
-    "model.name=mobilenetv2_050",
-    "model.width=0.5",
-    "detection.weights=null",
-    "detection.frozen_stages=0",
+OVERRIDES = (
+    *SMALL,
     "detection.norm=sync",
-    "detection.scales=[]",
     "detection.max_size=128",
     "detection.anchor_sizes=[16,24,32,64,128]",
     "detection.boxes_per_image=16",
-    "data.image_size=64",
-    "data.batch_size=2",
-    "data.workers=0",
     "optimizer.lr=0.001",
     "schedule.epochs=2",
-    "schedule.milestones=[]",
-    "schedule.warmup_epochs=0",
     "precision=fp32",
-]
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +44,7 @@ def coco(tmp_path_factory):
 @pytest.fixture
 def recipe(coco):
     def make(*overrides, row="mobilenetv2_100-kerneldna"):
-        return load_recipe(f"maskrcnn-{row}-coco", overrides=[*SMALL, f"data.source={coco}", *overrides])
+        return load_recipe(f"maskrcnn-{row}-coco", overrides=[*OVERRIDES, f"data.source={coco}", *overrides])
 
     return make
 
