@@ -18,11 +18,11 @@ from typing import Any
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from kerneldna.conversion.convert import set_state, state_of
+from kerneldna.detection.exact_boxes import ExactAnchors, set_exact_coders_
 from kerneldna.registry import suggest
 
 CHANNELS = 256  # of every level of the pyramid
@@ -81,6 +81,7 @@ def create_detector(
         min_size=(*scales, image_size),  # evaluation uses the last
         max_size=max_size,
     )
+    set_exact_coders_(made)
     noted = {
         "kind": kind,
         "classes": list(classes),
@@ -206,9 +207,9 @@ def _retinanet(network: nn.Module, sizes: tuple[int, ...], boxes: int, **argumen
     return RetinaNet(pyramid, anchor_generator=_anchors(sizes, octaves=3), **arguments)
 
 
-def _anchors(sizes: tuple[int, ...], octaves: int = 1) -> AnchorGenerator:
+def _anchors(sizes: tuple[int, ...], octaves: int = 1) -> ExactAnchors:
     each = tuple(tuple(int(size * 2 ** (i / octaves)) for i in range(octaves)) for size in sizes)
-    return AnchorGenerator(each, (RATIOS,) * len(sizes))
+    return ExactAnchors(each, (RATIOS,) * len(sizes))
 
 
 KINDS: dict[str, Callable[..., Any]] = {
