@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,26 +76,38 @@ class Task(LightningModule):
         self._seed_step()
         step_schedules(self, self.global_step, int(self.trainer.num_training_batches))
 
-    def note_step(self, inputs: tuple[Any, ...], images: int, loss: Tensor) -> None:
+    def note_step(
+        self, inputs: tuple[Any, ...], images: int, loss: Tensor, *, parts: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Note the loss of a step, for the epoch's mean: each `training_step` calls this.
 
         Args:
             inputs: The arguments that the network was called with.
             images: How many images they hold.
             loss: Their mean loss.
+            parts: The terms that it is the sum of, by name, where it is one.
         """
-        self._step = inputs, images, loss.detach()
+        detached = {name: part.detach() for name, part in (parts or {}).items()}
+        self._step = inputs, images, loss.detach(), detached
+
+    def name_targets(self, inputs: tuple[Any, ...]) -> str:
+        """Name what the loss compares the network's outputs with, for messages.
+
+        Args:
+            inputs: The arguments that the network was called with.
+        """
+        return "the labels"
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Read the loss: with the backward pass queued, so that a GPU does not wait for it; before the weights change.
 
         Raises:
-            RuntimeError: If the loss is not finite; the message names epoch, step and layer.
+            RuntimeError: If the loss is not finite; the message names epoch, step, the term, the layer, and what may help.
         """
-        inputs, images, loss = self._step
+        inputs, images, loss, parts = self._step
         value = loss.item()
         if not math.isfinite(value):
-            raise RuntimeError(self._blame(inputs, value))
+            raise RuntimeError(self._blame(inputs, value, parts))
         self._loss_sum += value * images
         self._images += images
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -170,24 +183,30 @@ class Task(LightningModule):
         np.random.seed(seed)
         torch.manual_seed(seed)
 
-    def _blame(self, inputs: tuple[Any, ...], loss: float) -> str:
-        """Word the error of a loss that is not finite."""
+    def _blame(self, inputs: tuple[Any, ...], loss: float, parts: Mapping[str, Tensor]) -> str:
+        """Word the error of a loss that is not finite: where, what, and what helps against that."""
+        wrong = [name for name, part in parts.items() if not bool(part.isfinite().all())]
+        where = f"the loss is {loss} in epoch {self.current_epoch + 1}, step {self.global_step}"
+        where += f", through {', '.join(wrong)}" if wrong else ""
         given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        finite = all(bool(tensor.isfinite().all()) for tensor in given)
-        layer = self._first_not_finite(inputs) if finite else "an image"
-        return (
-            f"the loss is {loss} in epoch {self.current_epoch + 1}, step {self.global_step}; the first "
-            f"output that is not finite is that of {layer}. Lower optimizer.lr, set clip_grad=1.0, or use "
-            f"precision=bf16 in place of fp16."
-        )
+        targets, precision = self.name_targets(inputs), self.recipe.precision
+        if not all(bool(tensor.isfinite().all()) for tensor in given):
+            return f"{where}; a number that is not finite stands in an image or in {targets}: repair the data set"
+        if layer := self._first_not_finite(inputs):
+            ways = ["lower optimizer.lr"]
+            ways += ["set clip_grad=1.0"] if self.recipe.clip_grad is None else []
+            ways += {"fp16": ["use precision=bf16"], "bf16": ["use precision=fp32"]}.get(precision, [])
+            return f"{where}; the first output that is not finite is that of {layer!r}: {', or '.join(ways)}"
+        other = "" if precision == "fp32" else ", or use precision=fp32"
+        return f"{where}; the output of every layer is finite, so the learning rate is not the cause: check {targets}{other}"
 
-    def _first_not_finite(self, inputs: tuple[Any, ...]) -> str:
-        """Run the step again and return the first module whose output is not finite."""
+    def _first_not_finite(self, inputs: tuple[Any, ...]) -> str | None:
+        """Run the step again and return the first module whose output is not finite; a loss that a detector returns is none."""
         found: list[str] = []
 
         def watch(name: str) -> Any:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.ndim]
                 if not found and not all(bool(tensor.isfinite().all()) for tensor in tensors):
                     found.append(name)
 
@@ -204,6 +223,6 @@ class Task(LightningModule):
             for name, module in self.model.named_modules():
                 stack.callback(module.register_forward_hook(watch(name or "the network")).remove)
             # what a detector makes of a broken output may raise before it returns
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), self.trainer.precision_plugin.forward_context():
                 self.model(*inputs)
-        return repr(found[0]) if found else "the loss itself"
+        return found[0] if found else None

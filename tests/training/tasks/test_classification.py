@@ -168,7 +168,8 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_layer():
     model = Tiny()
     model.norm.weight.data[1] = torch.inf
     with pytest.raises(
-        RuntimeError, match=r"loss is nan in epoch 1, step 0; .* is that of 'norm'. Lower optim"
+        RuntimeError,
+        match=r"loss is nan in epoch 1, step 0; .* is that of 'norm': lower optimizer.lr, or set clip_grad=1.0$",
     ):
         fit(Classification(recipe(), 10, model=model))
 
@@ -179,16 +180,34 @@ def test_a_loss_that_is_not_finite_in_a_later_epoch():
             if self.global_step == 5:
                 self.model.fc.weight.data.fill_(torch.nan)
 
-    with pytest.raises(
-        RuntimeError, match=r"epoch 2, step 5; .* 'fc'. .* set clip_grad=1.0, or use precision=bf16"
-    ):
+    with pytest.raises(RuntimeError, match=r"epoch 2, step 5; .* 'fc': lower"):
         fit(Diverging(recipe(), 10, model=Tiny()))
+
+
+def test_the_advice_fits_the_recipe():
+    model = Tiny()
+    model.norm.weight.data[1] = torch.inf
+    task = Classification(recipe("precision=bf16", "clip_grad=1.0"), 10, model=model)
+    with pytest.raises(RuntimeError, match=r": lower optimizer.lr, or use precision=fp32$"):
+        fit(task, precision="bf16-mixed")
+
+
+def test_a_loss_that_is_not_finite_though_every_layer_is():
+    class Broken(Classification):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx) * torch.nan
+            self.note_step(batch[:1], len(batch[0]), loss)
+            return loss
+
+    expected = r"every layer is finite, so the learning rate is not the cause: check the labels$"
+    with pytest.raises(RuntimeError, match=expected):
+        fit(Broken(recipe(), 10, model=Tiny()))
 
 
 def test_an_image_that_is_not_finite_is_named_as_the_cause():
     ((images, targets),) = batches(1)
     images[3, 0, 0, 0] = torch.nan
-    with pytest.raises(RuntimeError, match=r"first output that is not finite is that of an image\."):
+    with pytest.raises(RuntimeError, match="stands in an image or in the labels: repair the data set"):
         fit(Classification(recipe(), 10, model=Tiny()), [(images, targets)])
 
 

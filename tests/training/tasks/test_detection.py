@@ -236,6 +236,22 @@ def test_a_broken_layer_is_named(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(task, "for_data", breaking)
     with pytest.raises(
-        RuntimeError, match=r"the loss is nan in epoch 1, step 0; .* that of 'backbone.fpn.inner_blocks.1.0'"
+        RuntimeError,
+        match=r"the loss is nan in epoch 1, step 0, through loss_.*; .* that of 'backbone.fpn.inner_blocks.1.0'",
     ):
         fit(recipe(), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_the_term_and_the_images(recipe, tmp_path, monkeypatch):
+    from torchvision.models.detection import roi_heads
+
+    def broken(logits, regression, labels, targets):
+        return logits.sum(), regression.sum() * torch.nan
+
+    monkeypatch.setattr(roi_heads, "fastrcnn_loss", broken)
+    expected = (
+        r"loss is nan in epoch 1, step 0, through loss_box_reg; the output of every layer is finite, so the learning rate is "
+        r"not the cause: check the objects of the images \d+, \d+ \(their id in the annotation file\), or use precision=fp32$"
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        fit(recipe("precision=bf16"), tmp_path)

@@ -120,10 +120,15 @@ class Detection(Task):
         images, targets = batch
         losses: dict[str, Tensor] = self.model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
-        self.note_step((images, targets), len(images), loss)
+        self.note_step((images, targets), len(images), loss, parts=losses)
         for name, part in losses.items():
             self.log(name, part.detach(), batch_size=len(images))
         return loss
+
+    def name_targets(self, inputs: tuple[Any, ...]) -> str:
+        """Name the images of a batch by their numbers in the annotation file."""
+        numbers = (str(int(target["image_id"])) for target in inputs[1])
+        return f"the objects of the images {', '.join(numbers)} (their id in the annotation file)"
 
     def on_validation_epoch_start(self) -> None:
         """Start the metric anew."""
