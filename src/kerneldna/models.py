@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import timm
 from timm.models import register_model
@@ -13,6 +15,9 @@ from torch import nn
 from kerneldna.conversion.convert import Method, convert_, set_state
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
+from kerneldna.reading.arguments import check_arguments
+from kerneldna.reading.shown import shown
+from kerneldna.reading.typed import Within, typed, typed_fields
 from kerneldna.registry import methods, suggest
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 BACKBONES = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv2_050", "convnext_tiny")
 STEMS = ("default", "small")
 _REDRAWN = ("mobilenetv2",)  # timm's start differs from that of their rows in the paper
+_FOR_WEIGHTS = ("checkpoint_path", "cache_dir")  # where weights come from is no part of a network
+_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
 
 
 def create_model(
@@ -61,7 +68,7 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         8732928
     """
-    chosen = methods.get(method).recipe(name, **(options or {})) if isinstance(method, str) else method
+    chosen = _method(method, name, options or {}) if isinstance(method, str) else method
     if options and not isinstance(method, str):
         raise ValueError(f"options {dict(options)} were given without the name of a method to pass them to")
     if stem not in STEMS:
@@ -77,7 +84,8 @@ def create_model(
     if stem == "small":
         _small_stem_(model)
         input_size = (input_size[0], 32, 32)
-    created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **timm_args}
+    built_with = {key: value for key, value in timm_args.items() if key not in _FOR_WEIGHTS}
+    created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **built_with}
     set_state(model, created=created, input_size=list(input_size))
     return model if chosen is None else convert_(model, chosen)
 
@@ -88,7 +96,12 @@ def create_from(spec: ModelSpec, **arguments: Any) -> nn.Module:
     Args:
         spec: The section.
         **arguments: Further arguments of `create_model`; they replace those of `spec.args`.
+
+    Raises:
+        ValueError: If an argument is none that a file may set, or its value is of another kind.
     """
+    given = {key: value for key, value in spec.args.items() if key != "checkpoint_path"}
+    check_arguments(given, "model.args")
     return create_model(
         spec.name,
         method=spec.method,
@@ -100,6 +113,31 @@ def create_from(spec: ModelSpec, **arguments: Any) -> nn.Module:
     )
 
 
+@dataclass(frozen=True)
+class _Created:
+    name: str
+    num_classes: Annotated[int, Within(0, 2**31 - 1)] = 1000
+    width: Annotated[float, Within(2**-10, 2**10)] = 1.0
+    stem: str = "default"
+
+
+def check_created(created: Mapping[str, Any]) -> None:
+    """Check what a file says about the creation of a network: what `create_model` noted, and nothing else.
+
+    Args:
+        created: `name`, `num_classes`, `width`, `stem`, and of timm's arguments those that a file may set
+            (`kerneldna.reading.arguments`): to build it, nothing else is read or fetched.
+
+    Raises:
+        ValueError: If it says something else; the message names the key.
+    """
+    own = {key: value for key, value in created.items() if key in _Created.__dataclass_fields__}
+    noted = typed(own, _Created, "created")
+    if not _NAME.fullmatch(noted.name):
+        raise ValueError(f"created.name: expected the name of a network of timm, given {shown(noted.name)}")
+    check_arguments({key: value for key, value in created.items() if key not in own}, "created")
+
+
 def list_models() -> list[str]:
     """Return the backbones that the paper has a recipe for (any other CNN of timm works too)."""
     return list(BACKBONES)
@@ -108,6 +146,13 @@ def list_models() -> list[str]:
 def list_methods() -> list[str]:
     """Return the names of all methods."""
     return methods.names()
+
+
+def _method(method: str, backbone: str, options: Mapping[str, Any]) -> Method:
+    """Return the recipe of a method for a backbone, with options that are checked first."""
+    kind = methods.get(method)
+    checked = typed_fields(options, kind, "options") if is_dataclass(kind) else options
+    return methods.get(method).recipe(backbone, **checked)
 
 
 def _backbone(name: str, width: float, **timm_args: Any) -> nn.Module:

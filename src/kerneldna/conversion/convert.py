@@ -11,6 +11,7 @@ from torch import nn
 from kerneldna.conversion.plan import Plan, Size, shape_text, size_rows, size_table
 from kerneldna.network import surgery
 from kerneldna.network.surgery import InputSize
+from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
 
 _STATE = "_kerneldna"
@@ -94,7 +95,7 @@ def convert_(
             f"the plan was made for a network of {laid.before.parameters:,} parameters, this {type(model).__name__} has "
             f"{surgery.parameters_of(model):,}; plan on the network that is to be converted, before it is"
         )
-    method = methods.get(laid.method)(**laid.options)
+    method: Method = typed(laid.options, methods.get(laid.method), "plan.options")
     training = model.training
     method.apply_(model, laid)
     set_state(model, plan=laid.to_dict())

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from kerneldna.network.survey import Skip
+from kerneldna.reading.typed import Within, typed
+
+Count = Annotated[int, Within(0)]
+Side = Annotated[int, Within(1, 2**16)]
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class Size:
         macs: Multiply-accumulates for one image of the plan's input size.
     """
 
-    parameters: int
-    stored_bytes: int
-    macs: int
+    parameters: Count
+    stored_bytes: Count
+    macs: Count
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Plan:
 
     method: str
     options: Mapping[str, Any]
-    input_size: tuple[int, int, int]
+    input_size: tuple[Side, Side, Side]
     changes: tuple[Change, ...]
     stages: tuple[Stage, ...] = ()
     skipped: tuple[Skip, ...] = ()
@@ -129,21 +133,12 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Make a plan from what `to_dict` returned."""
-        stages = tuple(
-            Stage(s["name"], s["pattern"], tuple(_block(block) for block in s["blocks"]))
-            for s in data["stages"]
-        )
-        return cls(
-            method=data["method"],
-            options=data["options"],
-            input_size=tuple(data["input_size"]),
-            changes=tuple(Change(**change) for change in data["changes"]),
-            stages=stages,
-            skipped=tuple(Skip(**skip) for skip in data["skipped"]),
-            before=Size(**data["before"]),
-            after=Size(**data["after"]),
-        )
+        """Make a plan from what `to_dict` returned.
+
+        Raises:
+            ValueError: If it is not such data; the message names the place.
+        """
+        return typed(data, cls, "plan")
 
     def __str__(self) -> str:
         return "\n".join([*self._body(), *_sizes(self)])
@@ -191,8 +186,3 @@ def size_rows(*sizes: Size) -> dict[str, tuple[int, ...]]:
 def _sizes(plan: Plan) -> list[str]:
     lines = size_table(size_rows(plan.before, plan.after), ("before", "after"))
     return [*lines, f"MACs: multiply-accumulates for one {shape_text(plan.input_size)} image"]
-
-
-def _block(data: Mapping[str, Any]) -> Block:
-    layers = (Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"])
-    return Block(data["name"], tuple(layers), data["added"])
