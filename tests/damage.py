@@ -15,7 +15,7 @@ from typing import Any
 
 QUICK, MANY = 30, 1000
 ERRORS = (ValueError, FileNotFoundError)
-LONGEST = 2000  # characters of a message
+LONGEST = 4000  # characters of a message
 
 ODD = (
     None, True, False, -1, 0, 1, 2**31, 2**63, 10**400, -(10**9), 0.5, 1e300, "", "x", "../../x", "\x1b[2J", "é" * 300, "nan", [],

@@ -158,7 +158,7 @@ def _method(method: str, backbone: str, options: Mapping[str, Any]) -> Method:
 def _backbone(name: str, width: float, **timm_args: Any) -> nn.Module:
     if not timm.is_model(name):
         raise ValueError(
-            suggest("model", name, [*BACKBONES, *timm.list_models()] if len(name) > 3 else BACKBONES)
+            suggest("model", name, [*BACKBONES, *timm.list_models()], lister="timm.list_models()")
         )
     if width == 1:
         return timm.create_model(name, **timm_args)

@@ -29,8 +29,8 @@ def shown(value: Any) -> str:
 
 def under(at: str, key: object) -> str:
     """Return the place of `key` inside the place `at`: "plan.stages[0]" and "name" make "plan.stages[0].name"."""
-    plain = str(key) if isinstance(key, str) and len(key) <= MOST and key.isidentifier() else shown(key)
-    return f"{at}.{plain}" if at else plain
+    plain = key if isinstance(key, str) and len(key) <= MOST and key.isidentifier() else shown(key)
+    return f"{at}.{plain}" if at else str(plain)
 
 
 def said(error: BaseException) -> str:

@@ -9,18 +9,21 @@ An unknown key, a wrong type or a value out of bounds is an error that names the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
+from kerneldna.reading.shown import shown, under
+from kerneldna.reading.text import read_text
+from kerneldna.recipes import yaml_file
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import suggest
 
 _FOLDER = Path(__file__).parent
+_MOST_FAULTS = 10  # that a message tells
 
 
 def list_recipes() -> list[str]:
@@ -52,58 +55,48 @@ def load_recipe(name_or_path: str | Path, *, overrides: Sequence[str] = ()) -> R
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(dict(fault), path, lines, changes) for fault in error.errors()]
-        raise ValueError("\n".join(faults)) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML alone reads 1e-4 as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+        found = error.errors()
+        faults = [_fault(dict(fault), path, lines, changes) for fault in found[:_MOST_FAULTS]]
+        more = [f"{path}: {len(found) - _MOST_FAULTS:,} more faults"] if len(found) > _MOST_FAULTS else []
+        raise ValueError("\n".join([*faults, *more])) from None
 
 
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            shipped = ", ".join(list_recipes())
+        if not path.exists():
             raise ValueError(
-                f"no recipe file '{path}'; give the path of a YAML file or a shipped name: {shipped}"
+                f"no recipe file '{path}'; give the path of a YAML file, or a shipped name such as resnet18-digits: "
+                "kdna list recipes"
             )
         return path
     if str(path) not in list_recipes():
-        raise ValueError(suggest("recipe", str(path), list_recipes()))
+        raise ValueError(suggest("recipe", str(path), list_recipes(), lister="kdna list recipes"))
     return _FOLDER / f"{path}.yaml"
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the file's values, and the line of each dotted key, counted from 1."""
-    text = path.read_text(encoding="utf-8")
-    lines: dict[str, int] = {}
+    text = read_text(path, largest=yaml_file.LARGEST)
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ValueError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
+        values, lines = yaml_file.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}, line 1: a recipe is a mapping of keys to values, given {values!r}")
-
-    def walk(node: yaml.Node | None, prefix: str) -> None:
-        if not isinstance(node, yaml.MappingNode):
-            return
-        for name, value in node.value:
-            key, line = f"{prefix}{name.value}", name.start_mark.line + 1
-            if key in lines:
-                raise ValueError(f"{path}, line {line}, {key}: also in line {lines[key]}; keep one")
-            lines[key] = line
-            walk(value, f"{key}.")
-
-    walk(node, "")
+        raise ValueError(f"{path}, line 1: a recipe is a mapping of keys to values, given {shown(values)}")
     return values, lines
+
+
+def read_value(text: str) -> Any:
+    """Return the value that is written as YAML on a command line: "0.05", "false", "[0.2, 1]".
+
+    Raises:
+        ValueError: If it is not such a value.
+    """
+    try:
+        return yaml_file.parse(text)[0]
+    except ValueError as error:
+        raise ValueError(f"the value {shown(text)} is not valid YAML; quote it") from error
 
 
 def _override(values: dict[str, Any], text: str) -> str:
@@ -116,11 +109,11 @@ def _override(values: dict[str, Any], text: str) -> str:
     for part in sections:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            raise ValueError(f"override {text!r}: {part} is {section!r}, it has no keys of its own")
+            raise ValueError(f"override {text!r}: {part} is {shown(section)}, it has no keys of its own")
     try:
-        section[name] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"override {text!r}: the value {value!r} is not valid YAML; quote it") from None
+        section[name] = read_value(value)
+    except ValueError as error:
+        raise ValueError(f"override {text!r}: {error}") from error
     return key.strip()
 
 
@@ -132,17 +125,19 @@ def _fault(fault: dict[str, Any], path: Path, lines: dict[str, int], changes: di
     for changed, text in changes.items():
         if f"{key}.".startswith(f"{changed}.") or f"{changed}.".startswith(f"{key}."):
             where = f"override {text!r}"
-    where = f"{where}, {key}"
+    where = f"{where}, {reduce(under, fault['loc'], '')}"
     if fault["type"] == "extra_forbidden":
         return f"{where}: {suggest('key', str(fault['loc'][-1]), _allowed(fault['loc'][:-1]))}"
     if fault["type"] == "missing":
         return f"{where}: the key is missing and has no default; add it"
     if fault["type"] == "model_type":
         keys = ", ".join(_allowed(fault["loc"]))
-        return f"{where}: this is a section with the keys {keys}; given {fault['input']!r}"
+        return f"{where}: this is a section with the keys {keys}; given {shown(fault['input'])}"
     if fault["type"] == "value_error":
         return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
-    return f"{where}: {fault['msg'].replace('Input should', 'the value should')}; given {fault['input']!r}"
+    return (
+        f"{where}: {fault['msg'].replace('Input should', 'the value should')}; given {shown(fault['input'])}"
+    )
 
 
 def _allowed(key: tuple[str | int, ...]) -> list[str]:

@@ -6,12 +6,15 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from kerneldna.reading.names import check_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class _Section(BaseModel):
@@ -175,8 +178,8 @@ class DetectionSpec(_Section):
 class Recipe(_Section):
     """Everything one training run depends on."""
 
-    name: str
-    """Its name, and that of its row in a table."""
+    name: Name
+    """Its name, that of its row in a table, and of its run folder in `runs`, so it must do as the name of a folder."""
     task: str = "classification"
     """What is learnt: the name of a task."""
     model: ModelSpec
