@@ -19,17 +19,32 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def suggest(kind: str, given: str, known: Iterable[str]) -> str:
-    """Word the error for an unknown name: what was given, the nearest known name, all known names.
+MOST = 25  # names that a message lists in full
+NEAR = 5
+
+
+def suggest(kind: str, given: str, known: Iterable[str], *, lister: str = "") -> str:
+    """Word the error for an unknown name: what was given, the nearest known name, all known names or, of many, some near ones.
+
+    Args:
+        kind: What the name is one of, in the singular.
+        given: The name.
+        known: The names that there are.
+        lister: What lists them all, for a set too large for a message: "kdna list recipes".
 
     Example:
         >>> suggest("method", "odcnv", ["eca", "odconv"])
         "unknown method 'odcnv'; did you mean 'odconv'? Known: eca, odconv"
     """
-    known = sorted(known)
-    near = difflib.get_close_matches(given, known, n=1)
+    known = sorted(set(known))
+    cut = given if len(given) <= 60 else f"{given[:60]}..."
+    near = difflib.get_close_matches(cut, known, n=NEAR)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {given!r}; {hint}Known: {', '.join(known)}"
+    if len(known) <= MOST:
+        return f"unknown {kind} {cut!r}; {hint}Known: {', '.join(known)}"
+    others = f"Near: {', '.join(near)}; " if len(near) > 1 else ""
+    rest = f"{lister} lists all {len(known):,}" if lister else f"{len(known):,} are known"
+    return f"unknown {kind} {cut!r}; {hint}{others}{rest}"
 
 
 class Registry:

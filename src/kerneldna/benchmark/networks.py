@@ -21,6 +21,7 @@ from torch import nn
 
 from kerneldna.conversion.convert import Method
 from kerneldna.models import create_model
+from kerneldna.reading.shown import shown
 from kerneldna.registry import methods, suggest
 from kerneldna.training.opened_run import OpenedRun
 
@@ -99,8 +100,10 @@ def _parse(label: str, width: float) -> Contestant:
         return _folder(Path(name), variant)
     backbone, _, method = name.partition("/")
     if not timm.is_model(backbone):
-        known = suggest("network", backbone, timm.list_models()).partition("Known:")[0].rstrip()
-        raise ValueError(f"{known} {label!r} is neither a folder nor NETWORK[/METHOD] of timm's networks")
+        known = suggest("network", backbone, timm.list_models(), lister="timm.list_models()")
+        raise ValueError(
+            f"{known}; {shown(label)} is neither a folder nor NETWORK[/METHOD] of timm's networks"
+        )
     if method and method not in methods.names():
         raise ValueError(suggest("method", method, methods.names()))
     if at and method != SHARING:
