@@ -219,5 +219,5 @@ def _plain(value: Any) -> str:
         return str(value).lower()
     patterns = "+".join(dict.fromkeys(value.values()))
     return (
-        patterns if len(value) == 2 else f"{patterns}*{len(value)}"
+        patterns if len(value) == 2 else f"{patterns}-in-{len(value)}-stages"
     )  # the two last stages go without saying

@@ -109,7 +109,7 @@ def changed(saved, tmp_path):
             "plan.input_size: expected an image of 268,435,456 values at most",
         ),
         ("detector", {"kind": "yolo"}, "detector.classes: the key is missing"),
-        ("note", 1, f"{CONFIG}, note: unknown key 'note'; Known: checksums, created"),
+        ("note", 1, f"{CONFIG}, note: unknown key 'note'; Known: checksums, classes, created"),
     ],
 )
 def test_what_a_config_may_not_say(changed, place, value, message):
