@@ -178,6 +178,36 @@ def test_stem_and_first_stage(name, first_free):
     assert stem_and_stages(detector, 0) == []
 
 
+@pytest.mark.parametrize(("name", "layers", "free"), [
+    ("resnet50", ("layer2.0.conv1", "layer2.0.downsample.0"), 1),
+    ("mobilenetv2_100", ("blocks.2.0.conv_pw", "blocks.2.0.conv_dw", "blocks.2.0.conv_pwl"), 2),
+])  # fmt: skip
+def test_cells_that_layers_behind_the_frozen_stages_share_stay_trainable(name, layers, free):
+    with torch.device("meta"):
+        detector = kd.create_detector(kd.create_model(name, method="kernelwarehouse"), classes=CLASSES)
+    network, frozen = network_of(detector), {id(parameter) for parameter in stem_and_stages(detector, 1)}
+    cells = {id(network.get_submodule(layer).warehouse.cells) for layer in layers}
+    assert len(cells) == free
+    assert not cells & frozen
+    names = [name for name, own in network.named_parameters() if id(own) in frozen]
+    assert all(
+        name.startswith(("conv1", "bn1", "conv_stem", "layer1", "blocks.0", "blocks.1")) for name in names
+    )
+    first = [
+        own for name, own in network.named_parameters() if name.startswith(("layer1", "blocks.0", "blocks.1"))
+    ]
+    assert {id(own) for own in first} - frozen == cells
+
+
+def test_a_kernel_that_a_layer_behind_the_frozen_stages_borrows_stays_trainable():
+    model = kd.create_model("resnet18", width=0.125)
+    parent = model.layer1[0].conv1
+    object.__setattr__(model.layer2[0].conv1, "_parent", parent)  # as a child holds it
+    frozen = stem_and_stages(kd.create_detector(model, classes=CLASSES), 1)
+    assert not any(own is parent.weight for own in frozen)
+    assert any(own is model.layer1[0].conv2.weight for own in frozen)
+
+
 def test_scales_are_drawn_in_training_only(images):
     detector = kd.create_detector(network(), classes=CLASSES, image_size=96, max_size=400, scales=(64, 80))
     sizes = {min(detector.transform([images[0]])[0].image_sizes[0]) for _ in range(40)}

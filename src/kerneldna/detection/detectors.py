@@ -161,14 +161,29 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def stem_and_stages(detector: nn.Module, count: int) -> list[nn.Parameter]:
-    """Return the parameters of the backbone up to its `count`-th map, in the order they stand in the network."""
+    """Return the parameters of the backbone up to its `count`-th map, but for those that layers behind it borrow.
+
+    Such are the cells of KernelWarehouse that a later stage shares, and a parent of a child there. They are in the order they stand
+    in the network.
+    """
     if count == 0:
         return []
     body: Any = detector.backbone.body  # pyright: ignore[reportAttributeAccessIssue]
     last = body.feature_info.module_name()[count - 1]
     names = [name for name, _ in body.model.named_parameters()]
     end = max(i for i, name in enumerate(names) if name.startswith(f"{last}."))
-    return list(body.model.parameters())[: end + 1]
+    borrowed = {id(parameter) for parameter in _borrowed_behind(body.model, last)}
+    return [own for own in list(body.model.parameters())[: end + 1] if id(own) not in borrowed]
+
+
+def _borrowed_behind(network: nn.Module, name: str) -> Iterator[nn.Parameter]:
+    """Yield the parameters of modules that those behind the module called `name` refer to and do not own."""
+    modules = list(network.named_modules())
+    end = max(i for i, (other, _) in enumerate(modules) if other == name or other.startswith(f"{name}."))
+    for _, module in modules[end + 1 :]:
+        for held in vars(module).values():
+            if isinstance(held, nn.Module):
+                yield from held.parameters()
 
 
 def _indices(network: nn.Module, strides: Sequence[int]) -> tuple[int, ...]:
