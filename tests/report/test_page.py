@@ -136,7 +136,7 @@ def test_what_a_run_does_not_have_leaves_its_section_out(written):
     assert Page(written([BARE])).sections == ["comparison"]
     assert Page(written([BARE, BARE])).sections == ["comparison", "pareto"]
     assert Page(written([PLAIN])).sections == ["comparison", "curves"]
-    assert not {"Time", "Images a second", "reference"} & set(Page(written([BARE, BARE])).text.splitlines())
+    assert not {"Time", "Images/s", "reference"} & set(Page(written([BARE, BARE])).text.splitlines())
 
 
 def test_a_run_that_was_not_timed_is_a_dash(written):

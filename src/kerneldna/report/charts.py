@@ -28,7 +28,7 @@ MEASURES = (
     Measure("parameters", "Parameters", "count", "less", count),
     Measure("macs", "Compute", "count", "less", lambda value: f"{count(value)} MAC"),
     Measure("stored_bytes", "File", "bytes", "less", size),
-    Measure("images_per_second", "Images a second", "plain", "more", rate),
+    Measure("images_per_second", "Images/s", "plain", "more", rate),
     Measure("latency_ratio", "Time", "plain", "less", lambda value: f"{value:.2f}×"),
 )
 

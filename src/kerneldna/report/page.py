@@ -84,7 +84,7 @@ def _pareto(runs: Sequence[RunReport]) -> str:
         return ""
     how = (
         "Dashed: the Pareto front, the runs that no other beats in both numbers. Point at a run for all of its numbers; "
-        "further left is better, for images a second further right."
+        "further left is better, for images/s further right."
     )
     if any(run.deviation is not None for run in runs):
         how += " Bars: one standard deviation over seeds, up and down."

@@ -149,7 +149,7 @@ def similarities(names: Sequence[str], models: Sequence[nn.Module], index: int) 
 def timed(
     runs: Sequence[RunReport], models: Sequence[nn.Module], *, rounds: int = 30, progress: bool = False
 ) -> list[RunReport]:
-    """Return the runs with their time against the first run's (one image) and images a second (batches of 8).
+    """Return the runs with their time against the first run's (one image) and images/s (batches of 8).
 
     The networks are timed in turn, fused, on one CPU thread, each on images of its own size.
 

@@ -43,11 +43,11 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
     if any(run.latency_ratio is not None for run in runs[1:]):
         columns.append(_Column("Time", _time))
         how.append(
-            f"Time is that of {first.name} times this ratio, from runs measured in turn on one machine; "
-            "below it the middle half of the rounds."
+            f"Time: latency divided by that of {first.name}, measured in turn on one machine; "
+            "below it the interquartile range."
         )
     if any(run.images_per_second is not None for run in runs):
-        columns.append(_Column("Images a second", _throughput))
+        columns.append(_Column("Images/s", _throughput))
     rows = [
         [_name(index, run), *(column.cell(run, first if index else None) for column in columns)]
         for index, run in enumerate(runs)
@@ -68,7 +68,10 @@ def exported(runs: Sequence[RunReport]) -> tuple[str, str]:
     ]
     if not rows:
         return "", ""
-    how = "Small print compares with the checkpoint of the same run. Fused, each child has its own kernel."
+    how = (
+        "Small print compares with the checkpoint of the same run. Fusing writes out the kernel of every child, "
+        "so that file is larger."
+    )
     return _table(["Run", "File", "Size"], rows), how
 
 
