@@ -55,7 +55,7 @@ def test_a_method_object_works_too():
         (dict(name="resnet18", stem="smal"), "did you mean 'small'"),
         (dict(name="vgg11", width=0.5), "width=0.5 was given for 'vgg11'; it works for resnet"),
         (dict(name="resnet18", pretrained=True, stem="small"), "pretrained weights are for width=1"),
-        (dict(name="resnet18", options={"channel": False}), "without the name of a method"),
+        (dict(name="resnet18", options={"channel": False}), "without the name of a method in method="),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -46,7 +46,7 @@ def make_app() -> Typer:
     )
 
     app = typer.Typer(
-        help="Smaller, better convolutional networks: train, inspect, fuse and export KernelDNA models.",
+        help="CNNs with fewer parameters and smaller files: train, inspect, fuse and export KernelDNA networks.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -73,27 +73,36 @@ def make_app() -> Typer:
 
 
 def _reported(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
-    """Print what the command returns as one line of JSON; say an expected error in its own words, without a traceback."""
+    """Print what the command returns as one line of JSON, an expected error as one sentence without a traceback."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
         import typer
-        from rich.console import Console
 
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        from kdna.wording import Formatter, spoken
+
+        handler = logging.StreamHandler()
+        handler.setFormatter(Formatter(command))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         logging.getLogger("kerneldna").setLevel(logging.INFO)
         try:
             result = command(**arguments)
         except KeyboardInterrupt as stop:
-            Console(stderr=True).print(f"[yellow]stopped[/] {stop}", soft_wrap=True)
+            _tell("[yellow]stopped[/]", spoken(str(stop), command))
             raise typer.Exit(130) from None
         except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
             if os.environ.get("KDNA_TRACEBACK"):
                 raise
-            console = Console(stderr=True)
-            console.print("[bold red]error[/]", end=" ")
-            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            _tell("[bold red]error[/]", spoken(str(error), command))
             raise typer.Exit(1) from None
         print(json.dumps(result))
 
     return run
+
+
+def _tell(kind: str, message: str) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    console.print(kind, end=" ")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)

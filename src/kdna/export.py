@@ -12,9 +12,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train, or a model folder.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write. Default: RUN/model, or RUN/PART, with the runtime's ending."),
+        typer.Option(help="File to write. Default: RUN/model, or RUN/PART, with the runtime's suffix."),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="What runs the file (kdna list runtimes).")] = "onnx",
+    runtime: Annotated[str, typer.Option(help="Runtime that the file is for (kdna list runtimes).")] = "onnx",
     mode: Annotated[
         str | None,
         typer.Option(
@@ -23,7 +23,8 @@ def export(
         ),
     ] = None,
     storage: Annotated[
-        str, typer.Option(help="How weights are stored: fp32, fp16, or int8 with one scale a channel.")
+        str,
+        typer.Option(help="Format of the stored weights: fp32, fp16, or int8 with one scale per channel."),
     ] = "fp32",
     compute: Annotated[str, typer.Option(help="fp32, or int8 for static quantization.")] = "fp32",
     calibrate: Annotated[
@@ -32,19 +33,19 @@ def export(
             help="Calibration images for --mode throughput and --compute int8. Default: the run's training images."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="How many training images to calibrate on.")] = 512,
+    images: Annotated[int, typer.Option(min=1, help="Number of training images to calibrate on.")] = 512,
     batch: Annotated[int | None, typer.Option(help="A fixed batch size. Default: dynamic.")] = None,
-    opset: Annotated[int | None, typer.Option(help="Of ONNX. Default: the exporter's own.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset. Default: the exporter's own.")] = None,
     part: Annotated[
         str | None,
         typer.Option(
-            help="Of a detector: backbone writes it with its feature pyramid, for any runtime. Default: the whole, for onnx."
+            help="For a detector: backbone exports it with its feature pyramid, to any runtime. Default: the whole, as onnx."
         ),
     ] = None,
     evaluate: Annotated[
         bool | None,
         typer.Option(
-            help="Measure the file's accuracy beside PyTorch's. Default: where weights are rounded to int8; never of a part."
+            help="Measure the accuracy of the file and of PyTorch. Default: where weights are rounded to int8; never of a part."
         ),
     ] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
@@ -58,6 +59,10 @@ def export(
 
     path = out or run / f"{part or 'model'}{runtimes.get(runtime).suffix}"
     opened = OpenedRun(run)
+    if calibrate and opened.recipe is None:
+        raise ValueError(
+            f"--calibrate takes images in the form of a recipe, and '{run}' holds none; give the run folder of kdna train"
+        )
     model = opened.network()
     mode = settled_mode(model, mode)
     fused = state_of(network_of(model)).get("fused")

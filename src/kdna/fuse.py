@@ -17,20 +17,25 @@ def fuse(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            help="Where the calibration images are: a folder, a hub name. Default: the run's own training images."
+            help="Calibration images for --mode throughput: a folder or a hub name. Default: the run's training images."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="How many training images to calibrate on.")] = 1024,
+    images: Annotated[int, typer.Option(min=1, help="Number of training images to calibrate on.")] = 1024,
     recalibrate_norms: Annotated[
-        bool, typer.Option(help="Set the BatchNorm statistics anew, on images varied as in training.")
+        bool,
+        typer.Option(help="Recompute the BatchNorm statistics for --mode throughput, on augmented images."),
     ] = False,
     evaluate: Annotated[
         bool,
-        typer.Option(help="Measure the accuracy before and after, in each mode made. Needs a run folder."),
+        typer.Option(help="Measure the accuracy before and after, in each mode. Needs a run folder."),
     ] = True,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
-    """Turn a trained network into plain PyTorch modules, and save it; report the accuracy before and after."""
+    """Turn a trained network into plain PyTorch modules, and save it; report the accuracy before and after.
+
+    Fusing writes out the kernel of every child, so the fused network has more parameters than the network as trained
+    (parameters and parameters_unfused in the JSON). For a small file, give kdna export the network as trained.
+    """
     import copy
 
     import kerneldna as kd
@@ -41,10 +46,12 @@ def fuse(
     model = opened.network()
     data = None
     if mode == "throughput":
-        # BatchNorm's statistics are those of training: on images that are not varied the accuracy falls by points
+        # BatchNorm's statistics are those of training: without augmentation the accuracy falls by points
         data = opened.calibration(model, source=calibrate, images=images, augmented=recalibrate_norms)
     elif calibrate:
         raise ValueError("--calibrate is for --mode throughput; accuracy mode keeps the gates")
+    elif recalibrate_norms:
+        raise ValueError("--recalibrate-norms is for --mode throughput; accuracy mode keeps the statistics")
     fused = {mode: copy.deepcopy(model)}
     if mode == "throughput":
         fused = {"accuracy": copy.deepcopy(model), **fused}
@@ -58,6 +65,7 @@ def fuse(
     return {
         "model": str(saved),
         **noted,
+        "parameters_unfused": kd.describe(model).size.parameters,
         "parameters": kd.describe(fused[mode]).size.parameters,
         **figures,
     }

@@ -135,7 +135,8 @@ def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     header = _read_header(weights_file)
     if model is None and not noted.get("created"):
         raise ValueError(
-            f"{config_file} names no network to create; pass the plain one: load(folder, model=...)"
+            f"{config_file} names no network to create: one of your own was saved; in Python, pass it as it was before its "
+            "conversion: kerneldna.load(folder, model=network)"
         )
     with torch.device("meta"):
         skeleton = _built(noted, None if model is None else surgery.skeleton(model), config_file)
@@ -168,7 +169,9 @@ def _built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise FileNotFoundError(f"no {CONFIG} in {path.parent}; give the folder that kerneldna.save wrote")
+        raise FileNotFoundError(
+            f"no {CONFIG} in {path.parent}; give a folder that kerneldna.save or a training wrote"
+        )
     noted = read_json(path, largest=_LARGEST_CONFIG)
     found = noted.get("format") if isinstance(noted, dict) else None
     if found != FORMAT:
@@ -187,7 +190,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Return shape, and whether its numbers are floating point, of each tensor of a file, which is not read further."""
     if not path.exists():
-        raise FileNotFoundError(f"no {WEIGHTS} in {path.parent}; give the folder that kerneldna.save wrote")
+        raise FileNotFoundError(
+            f"no {WEIGHTS} in {path.parent}; give a folder that kerneldna.save or a training wrote"
+        )
     check_file(path)
     try:
         with safe_open(path, "pt") as file:

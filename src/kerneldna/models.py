@@ -70,7 +70,7 @@ def create_model(
     """
     chosen = _method(method, name, options or {}) if isinstance(method, str) else method
     if options and not isinstance(method, str):
-        raise ValueError(f"options {dict(options)} were given without the name of a method to pass them to")
+        raise ValueError(f"options {dict(options)} were given without the name of a method in method=")
     if stem not in STEMS:
         raise ValueError(suggest("stem", stem, STEMS))
     if pretrained and (width != 1 or stem != "default"):

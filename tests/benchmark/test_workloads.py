@@ -17,7 +17,10 @@ def test_batches_of_a_setup():
         ({"device": "cua"}, "did you mean 'cuda'"),
         ({"batch": -1}, "batch is -1; it needs 0 or more"),
         ({"threads": 0}, "threads is 0; it needs 1 or more"),
-        ({"batch": 0, "training": True}, "training was asked for at batch 0"),
+        (
+            {"batch": 0, "training": True},
+            "training steps need images and the batch is 0; give their number by batch=",
+        ),
     ],
 )
 def test_wrong_setups(options, message):

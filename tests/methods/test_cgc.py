@@ -116,7 +116,8 @@ def test_kernels_are_kept_and_other_layers_left_with_a_reason():
 def test_errors():
     plain = kd.create_model("mobilenetv2_050", num_classes=4, width=0.25)
     with pytest.raises(
-        ValueError, match=r"EfficientNet has no layer that CGC can gate \(stem=False\); it needs a conv"
+        ValueError,
+        match=r"EfficientNet has no layer that CGC can gate \(the method's stem=False\); it needs a conv",
     ):
         kd.plan(plain, CGC(stem=False))
     plan = kd.plan(nn.Sequential(nn.Conv2d(3, 4, 3)), CGC(), input_size=(3, 8, 8))

@@ -188,7 +188,8 @@ def test_errors():
         CondConv(blocks=0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(
-        ValueError, match=r"no layer that CondConv can replace \(classifier=False\); it needs blocks"
+        ValueError,
+        match=r"no layer that CondConv can replace \(the method's classifier=False\); it needs blocks",
     ):
         kd.plan(net, CondConv(classifier=False), input_size=(3, 3, 3))
     plan = kd.plan(net, CondConv(), input_size=(3, 3, 3))

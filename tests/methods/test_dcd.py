@@ -177,7 +177,8 @@ def test_errors():
         DCD(reduction=0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(
-        ValueError, match=r"Sequential has no layer that DCD can extend \(classifier=False\); it needs a c"
+        ValueError,
+        match=r"Sequential has no layer that DCD can extend \(the method's classifier=False\); it needs a c",
     ):
         kd.plan(net, DCD(classifier=False), input_size=(3, 3, 3))
     with pytest.raises(ValueError, match="no module 'layer9'"):

@@ -20,7 +20,7 @@ def test_the_first_signal_asks_and_the_second_stops_at_once(number, caplog):
         assert not stop.asked
         signal.raise_signal(number)
         assert stop.asked
-        assert "stopping after this step; once more stops at once" in caplog.text
+        assert "stopping after this step; a second Ctrl-C or SIGTERM stops at once" in caplog.text
         with pytest.raises(SIGTERMException, match=f"stopped at once by {number.name}"):
             signal.raise_signal(number)
 

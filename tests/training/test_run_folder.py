@@ -27,7 +27,7 @@ def test_a_folder_whose_run_never_saved_may_be_used_again(tmp_path):
 @pytest.mark.parametrize("name", ["last.ckpt", "result.json"])
 def test_a_folder_that_holds_a_run_is_refused(tmp_path, name):
     (tmp_path / name).touch()
-    message = rf"'{tmp_path}' already holds a run; go on with it by resume=True, or give another run_dir"
+    message = rf"'{tmp_path}' already holds a run; resume=True goes on with it, another run_dir= starts"
     with pytest.raises(FileExistsError, match=message):
         RunFolder(tmp_path).start(RECIPE, resume=False)
 
@@ -47,7 +47,7 @@ def test_only_the_number_of_workers_may_differ(tmp_path):
 
 def test_a_folder_without_a_run_has_no_recipe(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"holds no run: there is no recipe.yaml in it; give a run_dir of"
+        FileNotFoundError, match=r"holds no run: there is no recipe.yaml in it; give the run folder of"
     ):
         RunFolder(tmp_path).recipe()
 

@@ -196,7 +196,7 @@ def test_a_finished_run_resumed_gives_its_result_again(unbroken):
 
 
 def test_an_existing_run_is_not_overwritten(unbroken):
-    with pytest.raises(FileExistsError, match=r"already holds a run; go on with it by resume=True, or give"):
+    with pytest.raises(FileExistsError, match=r"already holds a run; resume=True goes on with it"):
         run(FULL, unbroken)
 
 
@@ -217,7 +217,7 @@ def test_resume_with_another_recipe_names_the_keys(unbroken):
 
 def test_evaluate_asks_for_what_it_lacks(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"holds no run: there is no recipe.yaml in it; give a run_dir"
+        FileNotFoundError, match=r"holds no run: there is no recipe.yaml in it; give the run folder"
     ):
         evaluate(tmp_path)
     with pytest.raises(

@@ -84,7 +84,7 @@ class Setup:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda' was given and PyTorch finds no GPU; use device 'cpu'")
         if self.training and not self.large:
-            raise ValueError("training was asked for at batch 0; give the images of a step with batch")
+            raise ValueError("training steps need images and the batch is 0; give their number by batch=")
 
     @property
     def large(self) -> int:

@@ -129,7 +129,7 @@ def _extended(found: Found, wanted: Pattern, stage: str) -> list[Block]:
     """Return the blocks that the pattern asks for: the stage's own, deepened where it has more letters, then copies of the last."""
     if not found.blocks:
         raise ValueError(
-            f"stage {stage!r} has no eligible layer; pattern {wanted} needs some (see eligible=)"
+            f"stage {stage!r} has no eligible layer; pattern {wanted} needs some; name other kinds by KernelDNA(eligible=...)"
         )
     names = list(found.blocks)
     if len(wanted.blocks) < len(names):

@@ -171,7 +171,7 @@ def difference(detector: nn.Module, run: Detect, images: Images, storage: str) -
         apart.append(detection_differences(expected, found, size=(height, width), **limits))
     if not any(map(len, apart)):
         log.warning(
-            "nothing was found in the images that the file was compared on; pass images= with objects in them"
+            "nothing was found in the images that the file was compared on; pass some with objects in them by images="
         )
     return detection_difference(apart, SHARES[storage])
 
@@ -186,7 +186,7 @@ def backbone_of(detector: nn.Module, part: str) -> nn.Module:
         raise ValueError(suggest("part", part, ["backbone"]))
     if not is_detector(detector):
         raise ValueError(
-            f"part='backbone' was given with a {type(detector).__name__}, which is no detector of create_detector; leave part out"
+            f"part='backbone' was given with a {type(detector).__name__}, which is no detector of create_detector; leave part= out"
         )
     whole: Any = detector
     backbone = copy.copy(whole.backbone)  # what is noted on it stays off the detector's own

@@ -64,8 +64,8 @@ class CGC:
                 changes.append(Change(conv.name, "kernel gated by the image"))
         if not changes:
             raise ValueError(
-                f"{type(skeleton).__name__} has no layer that CGC can gate (stem={self.stem}); it needs a convolution of one "
-                "group with a kernel larger than 1x1"
+                f"{type(skeleton).__name__} has no layer that CGC can gate (the method's stem={self.stem}); it needs a "
+                "convolution of one group with a kernel larger than 1x1"
             )
         return Plan(self.name, self.options(), input_size, tuple(changes), skipped=tuple(skipped))
 

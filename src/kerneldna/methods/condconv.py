@@ -94,8 +94,8 @@ class CondConv:
         skipped += [Skip(name, reason) for name, reason in reasons.items()]
         if not changes:
             raise ValueError(
-                f"{type(skeleton).__name__} has no layer that CondConv can replace (classifier={self.classifier}); it needs "
-                "blocks, or a convolution behind the stem"
+                f"{type(skeleton).__name__} has no layer that CondConv can replace (the method's classifier={self.classifier}); it "
+                "needs blocks, or a convolution behind the stem"
             )
         return Plan(self.name, self.options(), input_size, tuple(changes), skipped=tuple(skipped))
 

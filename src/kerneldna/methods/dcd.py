@@ -85,8 +85,8 @@ class DCD:
             changes.append(Change(found.classifier, text, group="classifier"))
         if not changes:
             raise ValueError(
-                f"{type(skeleton).__name__} has no layer that DCD can extend (classifier={self.classifier}); it needs a "
-                "convolution behind the stem that keeps the size of the map but for its stride"
+                f"{type(skeleton).__name__} has no layer that DCD can extend (the method's classifier={self.classifier}); it "
+                "needs a convolution behind the stem that keeps the size of the map but for its stride"
             )
         return Plan(self.name, self.options(), input_size, tuple(changes), skipped=tuple(skipped))
 

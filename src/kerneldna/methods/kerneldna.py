@@ -118,7 +118,8 @@ class KernelDNA:
         if not changes and self.patterns is None:
             raise ValueError(
                 f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape, so "
-                f"there is nothing to share; try other eligible= kinds ({', '.join(stages.KINDS)}), or name patterns"
+                f"there is nothing to share; try other kinds by KernelDNA(eligible=...): "
+                f"{', '.join(stages.KINDS)}; or name patterns"
             )
         return Plan(self.name, self.options(), input_size, changes, laid, skipped)
 

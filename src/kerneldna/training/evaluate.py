@@ -75,7 +75,7 @@ def evaluate(
     network = model if isinstance(model, nn.Module) else _Function(model)
     task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
     if detections is not None and not hasattr(task, "save_detections"):
-        raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections out")
+        raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections= out")
     with quiet():
         trainer = make_trainer(recipe, callbacks=[], progress=progress, logger=False, devices=1)
         start = time.perf_counter()

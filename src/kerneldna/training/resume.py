@@ -55,7 +55,7 @@ class StopRequest:
         if self.asked:
             raise SIGTERMException(f"stopped at once by {signal.Signals(number).name}")
         self.asked = True
-        _log.warning("stopping after this step; once more stops at once")
+        _log.warning("stopping after this step; a second Ctrl-C or SIGTERM stops at once")
 
     @staticmethod
     def _set(handlers: dict[int, Any]) -> None:

@@ -87,7 +87,7 @@ class RunFolder:
         # A recipe alone is a run that failed before its first checkpoint: nothing is lost.
         if any(file.exists() for file in (self.checkpoint_file, self.result_file)) and not resume:
             raise FileExistsError(
-                f"'{self.path}' already holds a run; go on with it by resume=True, or give another run_dir"
+                f"'{self.path}' already holds a run; resume=True goes on with it, another run_dir= starts a new one"
             )
         if self.checkpoint_file.exists():
             self._check_same(recipe)
@@ -102,7 +102,7 @@ class RunFolder:
         """
         if not self.recipe_file.is_file():
             raise FileNotFoundError(
-                f"'{self.path}' holds no run: there is no recipe.yaml in it; give a run_dir of train"
+                f"'{self.path}' holds no run: there is no recipe.yaml in it; give the run folder of a training"
             )
         return load_recipe(self.recipe_file)
 
@@ -163,7 +163,7 @@ class RunFolder:
             )
             raise ValueError(
                 f"the run in '{self.path}' has another recipe: {listed}; "
-                f"give the recipe of the run, or another run_dir for a new run"
+                f"give the recipe of the run, or another run_dir= for a new run"
             )
 
 
