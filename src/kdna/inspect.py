@@ -19,7 +19,7 @@ def inspect(
     width: Annotated[float, typer.Option(help="Factor on the channels of a timm network.")] = 1.0,
     stem: Annotated[str, typer.Option(help="default, or small for images of 32 px.")] = "default",
 ) -> dict[str, Any]:
-    """Print who is parent and who is child, and the parameters, bytes and multiply-accumulates before and after."""
+    """Print which layers are parents and which are children, and parameters, bytes and multiply-accumulates before and after."""
     import yaml
 
     import kerneldna as kd
@@ -34,12 +34,13 @@ def inspect(
     described = kd.describe(network)
     if plan is not None:
         print(plan)
-    if plan is None or described.part:
+    if plan is None or described.part or described.fused:
         print(described)
     size = described.size
     return {
         "model": model,
         "method": described.method,
+        "fused": described.fused,
         "parameters": size.parameters,
         "stored_bytes": size.stored_bytes,
         "macs": size.macs,

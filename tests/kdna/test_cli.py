@@ -56,6 +56,10 @@ def test_eval_gives_the_run_s_figure(run):
 def test_fuse_then_eval_gives_the_same(run):
     fused = last_line(call("fuse", run))
     assert fused["difference"] < 1e-5
+    shown = call("inspect", fused["model"])
+    assert f"({fused['parameters_unfused']:,} parameters), is written out" in shown.stdout
+    assert last_line(shown)["parameters"] == fused["parameters"] > 1.5 * fused["parameters_unfused"]
+    assert last_line(shown)["fused"] == "accuracy"
     assert last_line(call("eval", run, "--model", fused["model"], "--no-progress"))["top1"] == pytest.approx(
         last_line(call("eval", run, "--no-progress"))["top1"]
     )

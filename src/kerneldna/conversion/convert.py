@@ -157,6 +157,8 @@ class Description:
         input_size: `(C, H, W)` of the image the MACs are counted for.
         layers: How many modules of each class it has.
         part: What the MACs are those of, where it is not the whole: "the backbone" of a detector.
+        fused: The mode that the network was fused in, None for one as trained. Fusing writes out the kernel of every child.
+        unfused: Of a fused network its size as trained, each shared kernel once; None for a plain network or a detector.
     """
 
     method: str | None
@@ -165,14 +167,30 @@ class Description:
     input_size: tuple[int, int, int]
     layers: Mapping[str, int]
     part: str = ""
+    fused: str | None = None
+    unfused: Size | None = None
 
     def __str__(self) -> str:
+        now = "fused" if self.fused else self.method or "now"
         if self.before is None:
             lines = size_table(size_rows(self.size), ("",))
         else:
-            lines = size_table(size_rows(self.before, self.size), ("before", self.method or "now"))
+            lines = size_table(size_rows(self.before, self.size), ("before", now))
         what = f"multiply-accumulates of {self.part}" if self.part else "multiply-accumulates"
-        return "\n".join([*lines, f"MACs: {what} for one {shape_text(self.input_size)} image"])
+        lines.append(f"MACs: {what} for one {shape_text(self.input_size)} image")
+        if self.fused:
+            lines.append(f"fused in {self.fused} mode: {self._written_out()}")
+        return "\n".join(lines)
+
+    def _written_out(self) -> str:
+        if self.method is None or (self.unfused and self.unfused.parameters >= self.size.parameters):
+            return "BatchNorm is folded into the convolutions"
+        if self.unfused is None:
+            return "shared kernels are written out, BatchNorm is folded into the convolutions"
+        return (
+            f"each shared kernel, stored once as trained ({self.unfused.parameters:,} parameters), is written out "
+            f"({self.size.parameters:,})"
+        )
 
 
 def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Description:
@@ -194,7 +212,9 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
     before = laid.before if laid and size == laid.input_size and network is model else None
     counted = _size(whole, surgery.trace(network_of(whole), size).macs)
     part = "" if network is model else "the backbone"
-    return Description(laid and laid.method, counted, before, size, layers, part)
+    fused = state_of(network).get("fused", {}).get("mode")
+    unfused = laid.after if laid and fused and network is model else None
+    return Description(laid and laid.method, counted, before, size, layers, part, fused, unfused)
 
 
 def _size(model: nn.Module, macs: int) -> Size:

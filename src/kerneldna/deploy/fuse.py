@@ -43,11 +43,13 @@ def fuse_(
     probe: Tensor | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """Materialise every child's kernel and fold every BatchNorm behind a convolution into it, in place.
+    """Write out every child's kernel and fold every BatchNorm behind a convolution into it, in place.
+
+    The fused network has more parameters than the one as trained, where a shared kernel is stored once: save or export that one.
 
     In "accuracy" mode a child becomes `nn.Sequential(gate, conv)`: timm's SqueezeExcite with the gate's BatchNorm folded in, and an
     `nn.Conv2d`; outputs stay. In "throughput" mode each gate is replaced by its mean over calibration data, which folds
-    into the kernel: a plain convolution; outputs move a little, so measure the accuracy. A convolutional network then holds no
+    into the kernel: a plain convolution; outputs change slightly, so measure the accuracy. A convolutional network then holds no
     class of this library, except, in accuracy mode, the gates of `KernelDNA(gate="stage")`. Plain networks and the other methods
     are folded as far as they have pairs of convolution and BatchNorm.
 
@@ -70,7 +72,7 @@ def fuse_(
     Raises:
         ValueError: If the network is in training mode, holds nothing to fuse, or is fused already, or calibration data is
             missing or not images.
-        RuntimeError: If folding moved the outputs by more than 1e-4 of the largest; the model is then as it was.
+        RuntimeError: If folding changed the outputs by more than 1e-4 of the largest; the model is then as it was.
     """
     whole, model = model, network_of(model)
     _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
@@ -84,6 +86,7 @@ def fuse_(
         raise NothingToFuseError(
             "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
         )
+    trained = surgery.parameters_of(model)
     means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
     before = expected = _outputs(model, x)
     statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
@@ -110,10 +113,13 @@ def fuse_(
     if means is not None:
         noted["moved"] = surgery.relative_difference(before, expected)
     set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
+    fused = surgery.parameters_of(model)
+    written = f", shared kernels written out ({trained:,} -> {fused:,} parameters)" if fused > trained else ""
     log.info(
-        "fused in %s mode, %d norms folded; largest relative output difference %.1e",
+        "fused in %s mode, %d norms folded%s; largest relative output difference %.1e",
         mode,
         len(pairs),
+        written,
         difference,
     )
     return whole
