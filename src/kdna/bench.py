@@ -20,8 +20,8 @@ def bench(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help="eager, compiled, onnx, ... (kdna list runtimes), openvino:bf16, onnx:int8 for a form of its own; repeatable, "
-            "or with commas. Default: eager."
+            help="eager, compiled, onnx, ... (kdna list runtimes); openvino:bf16, onnx:int8 set the precision for that runtime; "
+            "repeatable, or with commas. Default: eager."
         ),
     ] = None,
     precision: Annotated[
@@ -33,22 +33,21 @@ def bench(
     storage: Annotated[str, typer.Option(help="Weights in exported files: fp32, fp16 or int8.")] = "fp32",
     compute: Annotated[str, typer.Option(help="Arithmetic of exported files: fp32 or int8.")] = "fp32",
     batch: Annotated[
-        int | None, typer.Option(help="Images a call for throughput; 0 skips it. Default: 8, on a GPU 128.")
+        int | None, typer.Option(help="Batch size for throughput; 0 skips it. Default: 8, on a GPU 128.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Pixels of an image's side. Default: the network's own.")
+        int | None, typer.Option(help="Image side in pixels. Default: the network's own.")
     ] = None,
     width: Annotated[float, typer.Option(help="Factor on the channels of timm networks.")] = 1.0,
-    rounds: Annotated[
-        int, typer.Option(help="How often each network is timed, in turn with the others.")
-    ] = 30,
+    rounds: Annotated[int, typer.Option(help="Rounds; each times every network once, in turn.")] = 30,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     reference: Annotated[
-        str | None, typer.Option(help="Network that speeds are against, in each runtime. Default: the first.")
+        str | None,
+        typer.Option(help="Network that speeds are relative to, in each runtime. Default: the first."),
     ] = None,
     reference_runtime: Annotated[
-        str | None, typer.Option(help="Put all speeds against the reference in this one runtime.")
+        str | None, typer.Option(help="Compute all speeds relative to the reference in this runtime.")
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Also time training steps (forward, backward, SGD).")
@@ -57,15 +56,17 @@ def bench(
         bool,
         typer.Option(
             "--memory",
-            help="Also measure peak memory on a CPU, each in a process of its own. A GPU's always is.",
+            help="Also measure peak memory on a CPU, each network in its own process. On a GPU it is always measured.",
         ),
     ] = False,
-    fuse: Annotated[bool, typer.Option(help="Fuse each network first; exported files always are.")] = True,
+    fuse: Annotated[
+        bool, typer.Option(help="Fuse each network first; exported files are always fused.")
+    ] = True,
     channels_last: Annotated[
-        bool, typer.Option(help="Lay out kernels and images so in eager and compiled.")
+        bool, typer.Option(help="Use channels-last memory in eager and compiled.")
     ] = True,
     accuracy: Annotated[
-        list[str] | None, typer.Option(help="LABEL=0.74 for the figure; runs know theirs. Repeatable.")
+        list[str] | None, typer.Option(help="LABEL=0.74 for the figure; run folders have theirs. Repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
     figure: Annotated[
@@ -84,7 +85,7 @@ def bench(
 
     if figure is not None:
         pareto.check_suffix(figure)
-    # the library would say of every network and runtime that it was fused and written
+    # the library logs for every network and runtime that it was fused and written
     logging.getLogger("kerneldna").setLevel(logging.WARNING)
     names = [name.strip() for given in runtime or ["eager"] for name in given.split(",")]
     report = compare.run(
@@ -109,7 +110,7 @@ def bench(
     for line in _notes(report):
         console.print(line, markup=False, soft_wrap=True)
     if all(row.latency is None for row in report.rows):
-        raise RuntimeError("no network could be timed; the reasons stand above")
+        raise RuntimeError("no network could be timed; the reasons are above")
     if figure is not None:
         pareto.save(_figure(report), figure)
     return {

@@ -19,7 +19,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="Epochs of each run. Default: the recipes' own.")] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
-    """Train a plain and a KernelDNA ResNet18 on scanned digits; fuse, export, compare; write report.html."""
+    """Train a plain and a KernelDNA ResNet18 on scanned digits, export and fuse both, compare them in report.html."""
     from rich.console import Console
 
     from kerneldna.report import summary
@@ -39,7 +39,7 @@ def demo(
     console.print(_table(runs))
     worst = max(each.onnx_difference for each in outcomes)
     console.print(
-        f"The ONNX files equal PyTorch at batch 1, 2 and 7: largest relative difference {worst:.1e}."
+        f"The ONNX files match PyTorch at batch 1, 2 and 7: largest relative difference {worst:.1e}."
     )
     console.print(f"Open [bold]{page}[/] in a browser.", soft_wrap=True)
     return {

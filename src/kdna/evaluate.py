@@ -17,13 +17,15 @@ def evaluate(
         ),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="What runs an exported file. Default: by its ending.")
+        str | None, typer.Option(help="Runtime for an exported file. Default: by its suffix.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Other images than the run's own.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other images: a folder or a hub name. Default: the run's own.")
+    ] = None,
     detections: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for what a detector found, in COCO's results format: bbox.json, segm.json."
+            help="Folder for a detector's detections in COCO's results format: bbox.json, segm.json."
         ),
     ] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,

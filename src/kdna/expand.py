@@ -12,7 +12,7 @@ def expand(
     file: Annotated[Path, typer.Argument(help="An ONNX file of kdna export.")],
     out: Annotated[Path, typer.Option(help="File to write; may be the same.")],
 ) -> dict[str, Any]:
-    """Write out the derived weights of an ONNX file, for runtimes that do not derive them while they load."""
+    """Write out the derived weights of an ONNX file, for runtimes that do not compute them while they load it."""
     import kerneldna as kd
 
     kd.expand(file, out)

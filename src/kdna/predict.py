@@ -22,17 +22,17 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the drawn images and predictions.json.")] = Path(
         "predictions"
     ),
-    threshold: Annotated[float, typer.Option(help="Show detections of a higher score than this, 0-1.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Show detections with a score above this, 0-1.")] = 0.5,
     model: Annotated[
         Path | None, typer.Option(help="Another model folder, such as a fused one. Default: RUN/model.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for CUDA where there is some.")] = "auto",
-    progress: Annotated[bool, typer.Option(help="Show a progress bar, if there are several images.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA if there is a GPU.")] = "auto",
+    progress: Annotated[bool, typer.Option(help="Show a progress bar for several images.")] = True,
 ) -> dict[str, Any]:
     """Find objects in images, draw them, and list them in predictions.json.
 
-    Photographs are turned upright as their EXIF data say, and boxes are pixels of the upright image. The list
-    holds label, score and box of each object by file name; it is not COCO's format of results.
+    Photographs are rotated upright by their EXIF data; boxes are in pixels of the upright image. predictions.json has the
+    label, score and box of each object by file name; it is not COCO's results format.
     """
     from kerneldna.detection.prediction import predict
     from kerneldna.training.opened_run import OpenedRun

@@ -16,17 +16,17 @@ def report(
         list[str],
         typer.Argument(
             help="Run folders of kdna train, each RUN or LABEL=RUN; the others are compared with the first. Runs that differ "
-            "by their seed alone become one row.",
+            "only in their seed are merged into one row.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="Its headline. Default: the names of the runs.")] = None,
-    cka: Annotated[bool, typer.Option(help="Show how alike the kernels of the layers are.")] = True,
+    cka: Annotated[bool, typer.Option(help="Show the similarity of the layers' kernels (CKA).")] = True,
     time: Annotated[bool, typer.Option(help="Time the networks in turn, fused, on one CPU thread.")] = True,
-    rounds: Annotated[int, typer.Option(help="How often each network is timed.")] = 30,
+    rounds: Annotated[int, typer.Option(help="Rounds; each times every network once.")] = 30,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
-    """Compare finished runs on one interactive HTML page that needs nothing beside it."""
+    """Compare finished runs on one self-contained, interactive HTML page."""
     from dataclasses import replace
 
     from kerneldna import checkpoint
@@ -36,7 +36,7 @@ def report(
 
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}; each network must be timed once or more, or give --no-time")
-    # the library would say of every network that it was fused
+    # the library logs for every network that it was fused
     logging.getLogger("kerneldna").setLevel(logging.WARNING)
     rows = _rows(runs)
     names = list(rows)

@@ -1,4 +1,4 @@
-"""kdna table: the paper's tables beside what this library counts."""
+"""kdna table: the paper's tables next to what this library counts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ R50 = {"layer3": "F-S-F-S-F-S-F", "layer4": "F-S-F"}
 def table(
     number: Annotated[int, typer.Argument(help="The paper's table: 1 to 5.")] = 1,
 ) -> dict[str, Any]:
-    """Print the sizes of a table's rows, as this library counts them, beside the paper's figures."""
+    """Print the sizes of a paper's table as this library counts them, next to the paper's figures."""
     from rich.console import Console
     from rich.table import Table
 

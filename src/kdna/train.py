@@ -11,20 +11,20 @@ import typer
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (kdna list recipes), or a YAML file.")],
     run: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/RECIPE.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Where the images are: a folder, a hub name, or 'digits'.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Images: a folder, a hub name, or 'digits'.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a value: optimizer.lr=0.05. Repeatable.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Resume the run in the folder; start one if there is none.")
+    ] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
     logger: Annotated[
-        list[str] | None, typer.Option(help="tensorboard or wandb, beside metrics.csv. Repeatable.")
+        list[str] | None, typer.Option(help="tensorboard or wandb, in addition to metrics.csv. Repeatable.")
     ] = None,
     devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "auto",
 ) -> dict[str, Any]:
-    """Train a network by a recipe; leave a run folder with its metrics, checkpoint and model."""
+    """Train a network by a recipe; write a run folder with its metrics, checkpoint and model."""
     from kerneldna.recipes.recipe import load_recipe
     from kerneldna.training.trainer import train
 

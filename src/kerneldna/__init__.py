@@ -1,8 +1,8 @@
-"""kerneldna: smaller, better convolutional networks (KernelDNA, arXiv 2503.23379).
+"""kerneldna: convolutional networks with fewer parameters and smaller files (KernelDNA, arXiv 2503.23379).
 
     model = kd.create_model("resnet18", method="kerneldna", num_classes=10)
 
-A child is a convolution whose kernel is its parent's times two small learnt tensors; its input is gated per channel; that is all.
+A child is a convolution whose kernel is its parent's times two small learned tensors; its input is gated per channel; that is all.
 """
 
 import warnings
