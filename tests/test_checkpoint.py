@@ -99,3 +99,12 @@ def test_a_foreign_config_is_named(tmp_path):
     (tmp_path / CONFIG).write_text('{"architectures": ["Bert"]}')
     with pytest.raises(ValueError, match="is not of format 1"):
         kd.load(tmp_path)
+
+
+@pytest.mark.parametrize("classes", ["cat", 3, ["cat", 3], {"cat": 0}])
+def test_names_of_classes_that_are_none_are_said(tmp_path, classes):
+    kd.save(kd.create_model("resnet18", width=0.0625, num_classes=2), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "classes": classes}))
+    with pytest.raises(ValueError, match=r"config.json is damaged: classes is .*; expected a list of names"):
+        kd.load(tmp_path)

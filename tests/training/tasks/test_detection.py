@@ -188,6 +188,12 @@ def test_weights_that_are_missing_or_of_another_network(recipe, tmp_path):
     kd.save(kd.create_model("mobilenetv2_050", width=0.5, num_classes=7), tmp_path / "plain")
     with pytest.raises(ValueError, match=r"is not a network of the recipe's section model: Missing key"):
         tasks.get("detection").for_data(data, recipe(f"detection.weights={tmp_path / 'plain'}"))
+    network = kd.create_model("mobilenetv2_050", width=0.5)
+    kd.save(kd.create_detector(network, "fasterrcnn", classes=["a"]), tmp_path / "detector")
+    with pytest.raises(
+        ValueError, match=r"which is a detector; name a classifier, whose network becomes the backbone"
+    ):
+        tasks.get("detection").for_data(data, recipe(f"detection.weights={tmp_path / 'detector'}"))
 
 
 def test_images_that_are_missing_or_damaged(recipe, tmp_path):

@@ -202,6 +202,10 @@ def _trained(recipe: Recipe, folder: Path) -> nn.Module:
             f"train {recipe.model.name}-imagenet{method} --run {folder}), or name another. {other}"
         )
     trained = run.network()
+    if "created" not in state_of(trained):
+        raise ValueError(
+            f"detection.weights is '{folder}', which is a detector; name a classifier, whose network becomes the backbone. {other}"
+        )
     network = create_from(recipe.model, num_classes=state_of(trained)["created"]["num_classes"])
     try:
         network.load_state_dict(trained.state_dict())
