@@ -129,7 +129,7 @@ def _folder(path: Path, variant: str) -> Contestant:
     run = OpenedRun(path)
     run.folder.require_classifier()
     measured = run.folder.result_file.is_file() and variant != "throughput"
-    accuracy = run.folder.read_result().get("top1") if measured else None
+    accuracy = run.folder.read_figure("top1") if measured else None
     label = path.resolve().name + (f"@{variant}" if variant else "")
     return Contestant(label, run.network, variant or None, accuracy)
 

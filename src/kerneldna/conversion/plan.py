@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from kerneldna.network.survey import Skip
-from kerneldna.reading.typed import Within, typed
+from kerneldna.reading.typed import Count, Within, typed
 
-Count = Annotated[int, Within(0)]
 Side = Annotated[int, Within(1, 2**16)]
 
 

@@ -36,7 +36,8 @@ def under(at: str, key: object) -> str:
 def said(error: BaseException) -> str:
     """Write an error of another project's code for a message: its first line, with its type where that says more."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
+    # a line that ends in a colon announces the next
+    text = " ".join(lines[: 1 + (bool(lines) and lines[0].endswith(":"))])
     text = text if len(text) <= 300 else f"{text[:300]}..."
     return (
         text

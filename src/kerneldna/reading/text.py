@@ -84,6 +84,15 @@ def read_json(path: str | Path, *, largest: int = LARGEST) -> Any:
 
 
 @contextmanager
+def placed_in(path: str | Path) -> Iterator[None]:
+    """Put the file in front of errors that name a place in it: "line 3: ..." becomes "PATH, line 3: ...; restore the file"."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}; restore the file") from error
+
+
+@contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield

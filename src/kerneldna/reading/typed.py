@@ -27,6 +27,9 @@ class Within:
         return f"of {self.low:,} or more" if self.high == math.inf else f"from {self.low:,} to {self.high:,}"
 
 
+Count = Annotated[int, Within(0)]
+
+
 def typed(value: Any, kind: Any, at: str = "") -> Any:
     """Return plain data as a type: a mapping as a dataclass, a list as a tuple; values stay as they are.
 

@@ -81,7 +81,7 @@ def summarize(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> RunR
     """
     plan = plan_of(model)
     size = describe(model).size
-    top1 = [folder.read_result()["top1"] for folder in folders]
+    top1 = [_top1(folder) for folder in folders]
     curves = [folder.read_curves() for folder in folders]
     several = len(folders) > 1
     return RunReport(
@@ -175,6 +175,14 @@ def timed(
             )
         )
     return found
+
+
+def _top1(folder: RunFolder) -> float:
+    if (top1 := folder.read_figure("top1")) is None:
+        raise ValueError(
+            f"{folder.result_file} has no top1, and a report compares it; measure the run with kdna eval"
+        )
+    return top1
 
 
 def _times(

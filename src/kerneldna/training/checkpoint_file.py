@@ -1,14 +1,53 @@
-"""How Lightning's checkpoints reach the disk: beside the target, synced, read back, then moved into place."""
+"""Lightning's checkpoints, on their way to the disk (beside the target, synced, read back, then moved into place) and back."""
 
 from __future__ import annotations
 
+import pickle
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
 from kerneldna.files import atomic
+from kerneldna.reading.shown import said
+from kerneldna.reading.text import check_file
+from kerneldna.reading.typed import Count, typed
+
+
+@dataclass(frozen=True)
+class _Position:
+    position: tuple[Count, Count]
+    bad_images: Count
+
+
+@dataclass(frozen=True)
+class _Progress:
+    rows: tuple[Mapping[str, Any], ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Callbacks:
+    RunKeeper: _Progress
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a run goes on from: Lightning's parts, and those of `kerneldna.training.resume`."""
+
+    epoch: Count
+    global_step: Count
+    state_dict: Mapping[str, Any]
+    loops: Mapping[str, Any]
+    optimizer_states: tuple[Mapping[str, Any], ...]
+    lr_schedulers: tuple[Mapping[str, Any], ...]
+    callbacks: _Callbacks
+    RunImages: _Position
+    train_loss: tuple[float, float]
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -31,3 +70,39 @@ class WholeCheckpoints(TorchCheckpointIO):
                 raise OSError(f"{path} could not be written: {error}") from error
             if not zipfile.is_zipfile(part) or zipfile.ZipFile(part).testzip() is not None:
                 raise OSError(f"{path} could not be written: what the disk gave back is not what was written")
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint: tensors and plain values alone, so that no code in it runs.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or no checkpoint of a run; the message names what is missing.
+        """
+        check_file(path)
+        try:
+            with zipfile.ZipFile(path) as file:
+                if (part := file.testzip()) is not None:
+                    raise ValueError(f"its part {part} is not what was written")
+            found = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            _check(found)
+        except MemoryError:
+            raise
+        except Exception as error:  # of zipfile, pickle and torch, each in its own words
+            unsafe = isinstance(error, pickle.UnpicklingError)
+            problem = (
+                "it holds more than tensors and plain values, and might run code" if unsafe else said(error)
+            )
+            raise ValueError(
+                f"{path} is damaged, or no checkpoint of a run: {problem}; restore the file, or remove it and train anew"
+            ) from error
+        return found
+
+
+def _check(found: Any) -> None:
+    state = typed(found, Mapping[str, Any])
+    typed({key: value for key, value in state.items() if key in _State.__dataclass_fields__}, _State)
+    for name, tensor in state["state_dict"].items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"state_dict.{name}: expected a tensor, given a {type(tensor).__name__}")

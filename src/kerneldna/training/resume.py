@@ -75,11 +75,13 @@ class RunImages(LightningDataModule):
 
     Attributes:
         position: The (epoch, batch) that the next pass over the training images starts at.
+        building: Whether a loader is being built: an error is then one of the images.
     """
 
     def __init__(self, data: ImageData, recipe: Recipe) -> None:
         super().__init__()
         self.position = (0, 0)
+        self.building = False
         self._data, self._recipe, self._origin = data, recipe, origin_of(data)
         self._train: TrainLoader | ResidentLoader | None = None
         self._val: ImageLoader | ResidentLoader | None = None
@@ -92,17 +94,21 @@ class RunImages(LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader | ResidentLoader:
         """Build the training loader of this process."""
+        self.building = True
         self._train = train_loader(self._data, self._recipe, **self._place())
         self._train.set_position(*self.position)
         if isinstance(self._train, TrainLoader):
             self._train.worker_init_fn = _leave_signals
+        self.building = False
         return self._train
 
     def val_dataloader(self) -> ImageLoader | ResidentLoader:
         """Build the validation loader of this process."""
+        self.building = True
         self._val = val_loader(self._data, self._recipe, **self._place())
         if isinstance(self._val, ImageLoader):
             self._val.worker_init_fn = _leave_signals
+        self.building = False
         return self._val
 
     def move_to(self, epoch: int, batch: int) -> None:
@@ -137,10 +143,15 @@ class RunKeeper(Callback):
         folder: Where to write.
         stop: Says when to stop.
         save_every: Seconds between two checkpoints inside an epoch.
+
+    Attributes:
+        rows: Of the finished epochs.
+        started: Whether the training has begun: what it goes on from is then in its place.
     """
 
     def __init__(self, folder: RunFolder, stop: StopRequest, *, save_every: float = 600.0) -> None:
         self.rows: list[dict[str, float | None]] = []
+        self.started = False
         self._folder = folder
         self._stop = stop
         self._save_every = save_every
@@ -157,6 +168,7 @@ class RunKeeper(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the table to the epochs of the checkpoint."""
+        self.started = True
         self._clock = self._saved = time.monotonic()
         if trainer.is_global_zero:
             self._folder.write_metrics(self.rows, self._figures(pl_module))

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kerneldna.files import clear_parts, write_json, write_text
+from kerneldna.reading.shown import shown
+from kerneldna.reading.text import placed_in, read_json, read_text
+from kerneldna.reading.typed import typed
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
 
@@ -133,12 +135,15 @@ class RunFolder:
         write_text(self.metrics_file, text.getvalue())
 
     def read_metrics(self) -> list[dict[str, float | None]]:
-        """Return the table of epochs; what was not measured is None."""
-        with self.metrics_file.open(encoding="utf-8", newline="") as file:
-            return [
-                {name: float(text) if text else None for name, text in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        """Return the table of epochs; what was not measured is None.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is damaged; the message names file, line and column.
+        """
+        text = read_text(self.metrics_file)
+        with placed_in(self.metrics_file):
+            return list(_metrics(text))
 
     def read_curves(self) -> dict[str, list[Any]]:
         """Return the columns of the table of epochs that plots and reports draw."""
@@ -150,8 +155,26 @@ class RunFolder:
         write_json(self.result_file, dict(figures))
 
     def read_result(self) -> dict[str, Any]:
-        """Return the figures of the finished run."""
-        return json.loads(self.result_file.read_text(encoding="utf-8"))
+        """Return the figures of the finished run.
+
+        Raises:
+            FileNotFoundError: If there are none: the run is not finished.
+            ValueError: If the file is damaged; the message names the place.
+        """
+        result = read_json(self.result_file)
+        with placed_in(self.result_file):
+            return typed(result, Mapping[str, Any])
+
+    def read_figure(self, name: str) -> float | None:
+        """Return one figure of the finished run, such as "top1"; None where there is none.
+
+        Raises:
+            FileNotFoundError: If the run is not finished.
+            ValueError: If the file is damaged, or the figure no number; the message names the place.
+        """
+        result = self.read_result()
+        with placed_in(self.result_file):
+            return typed(result.get(name), float | None, name)
 
     def _check_same(self, recipe: Recipe) -> None:
         stored, given = _flat(self.recipe().model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
@@ -165,6 +188,34 @@ class RunFolder:
                 f"the run in '{self.path}' has another recipe: {listed}; "
                 f"give the recipe of the run, or another run_dir= for a new run"
             )
+
+
+def _metrics(text: str) -> Iterator[dict[str, float | None]]:
+    """Yield the rows of a table of epochs."""
+    table = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(table, [])
+        missing = [name for name in (*BEFORE, *AFTER) if name not in header]
+        if missing or len(set(header)) < len(header):
+            problem = f"no column {missing[0]!r}" if missing else "two columns of one name"
+            raise ValueError(f"line 1: {problem}; it has {shown(header)}")
+        for row in table:
+            where = f"line {table.line_num}"
+            if len(row) != len(header):
+                raise ValueError(f"{where}: {len(row)} values under {len(header)} columns")
+            yield {
+                name: _number(value, f"{where}, {shown(name)}")
+                for name, value in zip(header, row, strict=True)
+            }
+    except csv.Error as error:
+        raise ValueError(f"line {table.line_num}: {error}") from error
+
+
+def _number(text: str, where: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise ValueError(f"{where}: expected a number or nothing, given {shown(text)}") from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

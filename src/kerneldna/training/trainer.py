@@ -22,6 +22,7 @@ import torch
 
 from kerneldna import checkpoint
 from kerneldna.data.dataset import open_data
+from kerneldna.reading.shown import said
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.lightning_setup import make_loggers, make_trainer, quiet
@@ -59,7 +60,8 @@ def train(
 
     Raises:
         FileExistsError: If the folder holds a run and `resume` is false.
-        ValueError: If the run to go on with has another recipe or was begun on other data, or a logger is unknown.
+        ValueError: If the run to go on with has another recipe, was begun on other data or has a damaged checkpoint, or a logger is
+            unknown.
         ModuleNotFoundError: If a logger's package is not installed.
         BlockingIOError: If another process trains in the folder; the message names it.
         RuntimeError: If the loss, the weights or the figures of the last epoch are not finite; the message names epoch, step and
@@ -98,6 +100,13 @@ def train(
         except SystemExit:  # RunKeeper's stop; Lightning's own for a Ctrl-C that came too early for it
             message = f"training stopped; resume=True goes on with the run in '{folder.path}'"
             raise KeyboardInterrupt(message) from None
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # until then Lightning puts the parts of the checkpoint in their places
+            if last is None or keeper.started or images.building or str(last) in str(error):
+                raise
+            raise ValueError(
+                f"{last} does not fit this run: {said(error)}; restore the file, or remove it and train anew"
+            ) from error
         result = _result(folder, keeper.rows, task)
         _check_measured(result)
         if trainer.is_global_zero:
