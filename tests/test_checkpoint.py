@@ -106,5 +106,5 @@ def test_names_of_classes_that_are_none_are_said(tmp_path, classes):
     kd.save(kd.create_model("resnet18", width=0.0625, num_classes=2), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "classes": classes}))
-    with pytest.raises(ValueError, match=r"config.json is damaged: classes is .*; expected a list of names"):
+    with pytest.raises(ValueError, match=r"config\.json, classes.*: expected (a list|text)"):
         kd.load(tmp_path)

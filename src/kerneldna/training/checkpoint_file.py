@@ -19,9 +19,30 @@ from kerneldna.reading.typed import Count, typed
 
 
 @dataclass(frozen=True)
+class _Split:
+    images: Count
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    classes: tuple[str, ...]
+    train: _Split
+    val: _Split
+
+
+@dataclass(frozen=True)
+class _Origin:
+    data: _Fingerprint
+    versions: Mapping[str, str]
+    threads: Count
+
+
+@dataclass(frozen=True)
 class _Position:
     position: tuple[Count, Count]
     bad_images: Count
+    origin: _Origin | None = None  # 0.1.0 noted none
 
 
 @dataclass(frozen=True)
