@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,35 +96,47 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: Any = None
     ) -> dict[str, Any]:
-        """Read a checkpoint: tensors and plain values alone, so that no code in it runs.
+        """Read a checkpoint of a run.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, or no checkpoint of a run; the message names what is missing.
         """
-        check_file(path)
+        found = read_plain(path, map_location=map_location or "cpu")
+        known = {key: value for key, value in found.items() if key in _State.__dataclass_fields__}
         try:
-            with zipfile.ZipFile(path) as file:
-                if (part := file.testzip()) is not None:
-                    raise ValueError(f"its part {part} is not what was written")
-            found = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-            _check(found)
-        except MemoryError:
-            raise
-        except Exception as error:  # of zipfile, pickle and torch, each in its own words
-            unsafe = isinstance(error, pickle.UnpicklingError)
-            problem = (
-                "it holds more than tensors and plain values, and might run code" if unsafe else said(error)
-            )
-            raise ValueError(
-                f"{path} is damaged, or no checkpoint of a run: {problem}; restore the file, or remove it and train anew"
-            ) from error
+            typed(known, _State)
+            for name, tensor in found["state_dict"].items():
+                if not isinstance(tensor, Tensor):
+                    raise ValueError(f"state_dict.{name}: expected a tensor, given a {type(tensor).__name__}")
+        except ValueError as error:
+            raise damaged(path, str(error)) from error
         return found
 
 
-def _check(found: Any) -> None:
-    state = typed(found, Mapping[str, Any])
-    typed({key: value for key, value in state.items() if key in _State.__dataclass_fields__}, _State)
-    for name, tensor in state["state_dict"].items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"state_dict.{name}: expected a tensor, given a {type(tensor).__name__}")
+def read_plain(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a file of `torch.save` as tensors and plain values alone, so that no code in it runs, and check its checksums.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds something else.
+    """
+    check_file(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            if (part := file.testzip()) is not None:
+                raise ValueError(f"its part {part} is not what was written")
+        return dict(torch.load(path, map_location=map_location, weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise damaged(path, "it holds more than tensors and plain values, and might run code") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of zipfile and torch, whatever the first wrong byte leads to
+        raise damaged(path, said(error)) from error
+
+
+def damaged(path: str | Path, problem: str) -> ValueError:
+    """Return the error for a checkpoint that no run can go on from."""
+    return ValueError(
+        f"'{path}' is damaged ({problem}), and the run cannot go on from it; remove it, and the run starts from its first epoch"
+    )

@@ -7,6 +7,8 @@ another number of threads, change sums in their last bits: the run goes on with 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import torch
 from kerneldna.data.classes import listed
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.fingerprint import differences, fingerprint
+from kerneldna.reading.typed import Count, typed
+from kerneldna.training.checkpoint_file import damaged, read_plain
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +64,34 @@ def continued(data: ImageData, checkpoint: Path) -> ImageData:
     return data
 
 
+@dataclass(frozen=True)
+class _Split:
+    images: Count
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Data:
+    classes: tuple[str, ...]
+    train: _Split
+    val: _Split
+
+
+@dataclass(frozen=True)
+class _Origin:
+    data: _Data
+    versions: Mapping[str, str]
+    threads: Count
+
+
 def _noted(checkpoint: Path) -> dict[str, Any] | None:
+    content = read_plain(checkpoint)
     try:
-        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        return content["RunImages"].get("origin")
-    # A damaged file raises whatever its first wrong byte leads to.
-    except Exception as error:
-        raise ValueError(
-            f"'{checkpoint}' is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__}), and the run cannot "
-            "go on from it; remove it, and the run starts from its first epoch"
-        ) from error
+        images = typed(content.get("RunImages"), Mapping[str, Any], "RunImages")
+        typed(images.get("origin"), _Origin | None, "RunImages.origin")
+    except ValueError as error:
+        raise damaged(checkpoint, str(error)) from error
+    return images.get("origin")
 
 
 def _machine() -> dict[str, Any]:
