@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from math import prod
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ _GEOMETRY = (
     "groups",
     "padding_mode",
 )
-_GATED = (["gate", "conv"], ["gate", "linear"])  # the parts of a gated child, fused
 
 
 class Child(nn.Module, Generic[Layer]):
@@ -53,6 +52,7 @@ class Child(nn.Module, Generic[Layer]):
         ValueError: If the kernels' shapes differ.
     """
 
+    _part: ClassVar[str]  # the name of the plain layer in what a gated child is fused to
     _parent: nn.Conv2d | nn.Linear
     spatial: nn.Parameter | None
     filter: nn.Parameter | None
@@ -127,6 +127,24 @@ class Child(nn.Module, Generic[Layer]):
         """Return the matrices that mix the parent's kernel (`kerneldna.layers.modulation.mixed`): float64, none without a mix."""
         return [matrix.detach().double() for matrix in mixing(self)]
 
+    def fused(self, mean: Tensor | None = None) -> nn.Module:
+        """Return modules that compute the same in eval mode: the gate, if there is one, and a plain layer with a kernel of its own.
+
+        The gate is timm's SqueezeExcite; on channels-last maps a ChannelAttention, and one that a stage's children share
+        stays what it is, its norm folded.
+
+        Args:
+            mean: The mean of the gate, one value an input channel: then the layer alone, of the kernel times this.
+        """
+        plain = _filled(self._plain(), self._scaled(mean), self.bias)
+        if self.gate is None or mean is not None:
+            return plain
+        return nn.Sequential(OrderedDict([("gate", self.gate.without_norm()), (self._part, plain)]))
+
+    def _plain(self) -> nn.Module:
+        """Return a plain layer of the child's kind and shape, its numbers left open."""
+        raise NotImplementedError
+
     def _take_over(self, replaced: Layer) -> None:
         """Note what else the child keeps of the layer it replaces."""
         raise NotImplementedError
@@ -167,6 +185,8 @@ class ChildConv2d(Child[nn.Conv2d]):
         ValueError: If the kernels' shapes differ.
     """
 
+    _part = "conv"
+
     def _take_over(self, replaced: nn.Conv2d) -> None:
         self.in_channels, self.out_channels = replaced.in_channels, replaced.out_channels
         self.kernel_size, self.stride, self.padding = replaced.kernel_size, replaced.stride, replaced.padding
@@ -185,20 +205,9 @@ class ChildConv2d(Child[nn.Conv2d]):
             x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
-    def fused(self, mean: Tensor | None = None) -> nn.Module:
-        """Return modules that compute the same in eval mode: timm's SqueezeExcite, if gated, and a convolution; all plain.
-
-        A gate that a stage's children share stays one of this library's, its norm folded.
-
-        Args:
-            mean: The mean of the gate, `(in_channels,)`: then a convolution alone, of the kernel times this.
-        """
+    def _plain(self) -> nn.Module:
         geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
-        conv = nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
-        conv = _filled(conv, self._scaled(mean), self.bias)
-        if self.gate is None or mean is not None:
-            return conv
-        return nn.Sequential(OrderedDict(gate=self.gate.without_norm(), conv=conv))
+        return nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Conv2d` would."""
@@ -220,6 +229,8 @@ class ChildLinear(Child[nn.Linear]):
         ValueError: If the kernels' shapes differ.
     """
 
+    _part = "linear"
+
     def _take_over(self, replaced: nn.Linear) -> None:
         self.in_features, self.out_features = replaced.in_features, replaced.out_features
 
@@ -227,17 +238,8 @@ class ChildLinear(Child[nn.Linear]):
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
         return nn.functional.linear(self._gated(x), self.weight, self.bias)
 
-    def fused(self, mean: Tensor | None = None) -> nn.Module:
-        """Return modules that compute the same in eval mode; a channels-last gate stays a ChannelAttention, its norm folded.
-
-        Args:
-            mean: The mean of the gate, `(in_features,)`: then a Linear alone, of the kernel times this.
-        """
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear = _filled(linear, self._scaled(mean), self.bias)
-        if self.gate is None or mean is not None:
-            return linear
-        return nn.Sequential(OrderedDict(gate=self.gate.without_norm(), linear=linear))
+    def _plain(self) -> nn.Module:
+        return nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Linear` would."""
@@ -249,7 +251,8 @@ class ChildLinear(Child[nn.Linear]):
 def layer_inside(fused: nn.Module) -> str | None:
     """Return the name of the layer in what a gated child was fused to, a sequence of gate and layer; None of any other module."""
     parts = [name for name, _ in fused.named_children()]
-    return parts[1] if isinstance(fused, nn.Sequential) and parts in _GATED else None
+    gated = [["gate", child._part] for child in (ChildConv2d, ChildLinear)]
+    return parts[1] if isinstance(fused, nn.Sequential) and parts in gated else None
 
 
 def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
