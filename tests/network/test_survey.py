@@ -126,6 +126,26 @@ def test_get_wants_a_convolution():
         survey.get(model, "a.norm")
 
 
+def test_convolutions_are_sorted_out_in_their_order():
+    found = look_at(Own(), (3, 16, 16)).convolutions
+    changed, static = survey.sort_out(found, lambda conv: "it is second" if "conv2" in conv.name else "")
+    assert [conv.name for conv in changed] == ["first", "a.conv1", "b.conv1"]
+    assert static == [survey.Skip("a.conv2", "it is second"), survey.Skip("b.conv2", "it is second")]
+
+
+def test_layers_are_replaced_in_the_mode_they_are_in():
+    model = Own()
+    model.a.eval()
+    survey.replace_each_(
+        model, ["a.conv1", "b.conv1"], lambda name, old: nn.Sequential(old, nn.Dropout()).eval()
+    )
+    assert [type(block.conv1) for block in (model.a, model.b)] == [nn.Sequential] * 2
+    assert not model.a.conv1[1].training
+    assert model.b.conv1[1].training
+    with pytest.raises(ValueError, match="'a.norm' is a BatchNorm2d, not a convolution"):
+        survey.replace_each_(model, ["a.norm"], lambda name, old: old)
+
+
 def test_channels_and_layout():
     for layer in (
         nn.Conv2d(2, 5, 1),

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
-from kerneldna.layers.dynamic import DynamicLayer, full_precision
+from kerneldna.layers.dynamic import ConvOrLinear, DynamicLayer, full_precision
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
-from kerneldna.network.survey import Convolution, Skip
+from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods
 
 _SPLIT = 16
@@ -56,29 +56,18 @@ class CGC:
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the dense convolutions larger than 1x1."""
         found = survey.survey(skeleton, traced)
-        changes, skipped = [], list(found.skipped)
-        for conv in found.convolutions:
-            if reason := self._why_static(conv):
-                skipped.append(Skip(conv.name, reason))
-            else:
-                changes.append(Change(conv.name, "kernel gated by the image"))
+        changed, static = survey.sort_out(found.convolutions, self._why_static)
+        changes = tuple(Change(conv.name, "kernel gated by the image") for conv in changed)
         if not changes:
             raise ValueError(
                 f"{type(skeleton).__name__} has no layer that CGC can gate (the method's stem={self.stem}); it needs a "
                 "convolution of one group with a kernel larger than 1x1"
             )
-        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=tuple(skipped))
+        return Plan(self.name, self.options(), input_size, changes, skipped=(*found.skipped, *static))
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
-        for change in plan.changes:
-            replaced = survey.get(model, change.name)
-            if not isinstance(replaced, nn.Conv2d):
-                raise ValueError(
-                    f"{change.name!r} is a Linear, not a convolution; the plan was made for another network"
-                )
-            layer = CGConv2d(change.name, replaced)
-            surgery.replace_(model, change.name, layer.train(replaced.training))
+        survey.replace_each_(model, [change.name for change in plan.changes], _gated)
 
     def _why_static(self, conv: Convolution) -> str:
         if conv.kind == "pointwise":
@@ -132,6 +121,12 @@ class CGConv2d(DynamicLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
         return self.convolve(x, self.weight.to(x.dtype) * self.gate(x))
+
+
+def _gated(name: str, replaced: ConvOrLinear) -> nn.Module:
+    if not isinstance(replaced, nn.Conv2d):
+        raise ValueError(f"{name!r} is a Linear, not a convolution; the plan was made for another network")
+    return CGConv2d(name, replaced)
 
 
 def _splits(in_channels: int, out_channels: int) -> int:

@@ -21,7 +21,7 @@ from kerneldna.layers.dynamic import ConvOrLinear, DynamicLayer, check_options, 
 from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
-from kerneldna.network.survey import Convolution, Skip
+from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods, suggest
 
 BLOCKS = ("basic", "bottleneck", "inverted")
@@ -72,14 +72,13 @@ class DCD:
         found = survey.survey(skeleton, traced)
         for name in self.static:
             surgery.get(skeleton, name)
-        changes, skipped = [], list(found.skipped)
-        for conv in found.convolutions:
-            layer = survey.get(skeleton, conv.name)
-            if reason := self._why_static(conv, layer):
-                skipped.append(Skip(conv.name, reason))
-            else:
-                _, rank, _ = self.widths(*_channels(layer))
-                changes.append(Change(conv.name, f"scaled, with a dynamic residual of rank {rank}"))
+        changed, static = survey.sort_out(
+            found.convolutions, lambda conv: self._why_static(conv, survey.get(skeleton, conv.name))
+        )
+        changes = []
+        for conv in changed:
+            _, rank, _ = self.widths(*_channels(survey.get(skeleton, conv.name)))
+            changes.append(Change(conv.name, f"scaled, with a dynamic residual of rank {rank}"))
         if found.classifier and self.classifier and found.classifier not in self.static:
             text = f"scaled, with a dynamic residual of rank {_CLASSIFIER_WIDTH}"
             changes.append(Change(found.classifier, text, group="classifier"))
@@ -88,7 +87,7 @@ class DCD:
                 f"{type(skeleton).__name__} has no layer that DCD can extend (the method's classifier={self.classifier}); it "
                 "needs a convolution behind the stem that keeps the size of the map but for its stride"
             )
-        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=tuple(skipped))
+        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=(*found.skipped, *static))
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every layer of the plan."""

@@ -9,6 +9,7 @@ T runs from 30 to 1: at first all kernels count alike, so that each one learns.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,6 @@ from kerneldna.layers.start import oppose_
 from kerneldna.layers.temperature import Temperature
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
-from kerneldna.network.survey import Skip
 from kerneldna.registry import methods
 
 _MIN_HIDDEN = 2
@@ -75,20 +75,15 @@ class DYConv(Temperature):
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the convolutions to replace: all but the stem, those of shortcuts too."""
         found = survey.survey(skeleton, traced)
-        stem = [Skip(conv.name, "a stem stays static") for conv in found.convolutions if conv.role == "stem"]
-        changes = [
-            Change(conv.name, f"DY-Conv of {self.num_kernels} kernels")
-            for conv in found.convolutions
-            if conv.role != "stem"
-        ]
-        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=(*stem, *found.skipped))
+        changed, static = survey.sort_out(
+            found.convolutions, lambda conv: "a stem stays static" if conv.role == "stem" else ""
+        )
+        changes = tuple(Change(conv.name, f"DY-Conv of {self.num_kernels} kernels") for conv in changed)
+        return Plan(self.name, self.options(), input_size, changes, skipped=(*static, *found.skipped))
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
-        for change in plan.changes:
-            replaced = survey.get(model, change.name)
-            layer = DYConv2d(change.name, replaced, options=self)
-            surgery.replace_(model, change.name, layer.train(replaced.training))
+        survey.replace_each_(model, [change.name for change in plan.changes], partial(DYConv2d, options=self))
 
 
 class DYConv2d(DynamicLayer):

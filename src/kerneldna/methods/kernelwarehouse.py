@@ -32,7 +32,7 @@ from kerneldna.layers.dynamic import (
 )
 from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
-from kerneldna.network.survey import Convolution, Skip
+from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods
 
 
@@ -103,17 +103,16 @@ class KernelWarehouse:
         found = survey.survey(skeleton, traced)
         for name in self.static:
             surgery.get(skeleton, name)
-        reasons = {conv.name: self._why_static(conv) for conv in found.convolutions}
+        changed, static = survey.sort_out(found.convolutions, self._why_static)
         groups = _groups(found.convolutions)
-        skipped = [Skip(name, reason) for name, reason in reasons.items() if reason]
-        members = {name: group for name, group in groups.items() if not reasons[name]}
+        members = {conv.name: groups[conv.name] for conv in changed}
         changes = []
         for group, replaced in _by_warehouse(skeleton, members).items():
             warehouse = Warehouse(group, list(replaced.values()), options=self)
             for name, layer in replaced.items():
                 text = f"{warehouse.mixtures_of(layer)} mixtures of {warehouse.extra_repr()}"
                 changes.append(Change(name, text, group))
-        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=(*found.skipped, *skipped))
+        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=(*found.skipped, *static))
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan; the first of each warehouse owns it."""

@@ -9,6 +9,7 @@ Input, filter and spatial attention are sigmoids, kernel attention is a softmax 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,6 @@ from kerneldna.layers.dynamic import (
 from kerneldna.layers.temperature import Temperature
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
-from kerneldna.network.survey import Skip
 from kerneldna.registry import methods
 
 _MIN_HIDDEN = 16
@@ -76,21 +76,16 @@ class ODConv(Temperature):
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the convolutions to replace: all but the stem and the shortcuts, unless asked for."""
         found = survey.survey(skeleton, traced)
-        static = {"stem": not self.stem, "shortcut": not self.shortcuts}
-        changes, skipped = [], list(found.skipped)
-        for conv in found.convolutions:
-            if static.get(conv.role):
-                skipped.append(Skip(conv.name, f"a {conv.role} stays static"))
-            else:
-                changes.append(Change(conv.name, f"ODConv of {self.num_kernels} kernels"))
-        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=tuple(skipped))
+        stays = {"stem": not self.stem, "shortcut": not self.shortcuts}
+        changed, static = survey.sort_out(
+            found.convolutions, lambda conv: f"a {conv.role} stays static" if stays.get(conv.role) else ""
+        )
+        changes = tuple(Change(conv.name, f"ODConv of {self.num_kernels} kernels") for conv in changed)
+        return Plan(self.name, self.options(), input_size, changes, skipped=(*found.skipped, *static))
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
-        for change in plan.changes:
-            replaced = survey.get(model, change.name)
-            layer = ODConv2d(change.name, replaced, options=self)
-            surgery.replace_(model, change.name, layer.train(replaced.training))
+        survey.replace_each_(model, [change.name for change in plan.changes], partial(ODConv2d, options=self))
 
 
 class ODConv2d(DynamicLayer):

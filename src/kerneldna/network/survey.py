@@ -7,7 +7,7 @@ MobileNetV2's InvertedResidual, ConvNeXt's block. Where no sequence holds any, a
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -131,6 +131,42 @@ def get(model: nn.Module, name: str) -> ConvOrLinear:
             f"{name!r} is a {type(layer).__name__}, not a convolution; the plan was made for another network"
         )
     return layer
+
+
+def sort_out(
+    convolutions: Iterable[Convolution], why_static: Callable[[Convolution], str]
+) -> tuple[list[Convolution], list[Skip]]:
+    """Return the convolutions that a method changes, and those that stay static, each in the order given.
+
+    Args:
+        convolutions: Those that it looks at.
+        why_static: Returns the reason why one stays static, "" for one to change.
+    """
+    changed, static = [], []
+    for conv in convolutions:
+        if reason := why_static(conv):
+            static.append(Skip(conv.name, reason))
+        else:
+            changed.append(conv)
+    return changed, static
+
+
+def replace_each_(
+    model: nn.Module, names: Iterable[str], make: Callable[[str, ConvOrLinear], nn.Module]
+) -> None:
+    """Put a new layer in the place of each convolution, in the mode (training or eval) of the one it replaces.
+
+    Args:
+        model: The network.
+        names: Of the convolutions, or Linears.
+        make: Returns the new layer for a name and the layer of that name.
+
+    Raises:
+        ValueError: If a name is not that of a convolution or a Linear.
+    """
+    for name in names:
+        replaced = get(model, name)
+        surgery.replace_(model, name, make(name, replaced).train(replaced.training))
 
 
 def branch_ends(model: nn.Module, traced: Trace) -> tuple[str, ...]:
