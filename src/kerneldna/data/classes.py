@@ -55,6 +55,8 @@ class Renumbered:
     Args:
         split: Images with a class each, or with objects (`kerneldna.data.instances.Objects`).
         numbers: The new number of each class, counted from 0.
+
+    Attributes that a split of objects has and one of classes has not are missing here where they are missing there.
     """
 
     def __init__(self, split: Any, numbers: Iterable[int]) -> None:
@@ -73,6 +75,23 @@ class Renumbered:
     def describe(self, index: int) -> str:
         """Name image `index`."""
         return self.split.describe(index)
+
+    @property
+    def empty(self) -> torch.Tensor:
+        """`(N,)`, bool: whether an image has no object to train on."""
+        return self.split.empty
+
+    @property
+    def annotations(self) -> Any:
+        """The annotation file, by its own numbers (`kerneldna.data.coco_file`)."""
+        return self.split.annotations
+
+    @property
+    def category_ids(self) -> tuple[int | None, ...]:
+        """The category of the annotation file that each label stands for, label 1 first; None for none."""
+        own = self.split.category_ids
+        places = dict(zip(self.numbers.tolist(), own, strict=True))
+        return tuple(places.get(number) for number in range(max(places) + 1))
 
     def content(self, index: int) -> tuple[Any, Any]:
         """Return what image `index` is decoded from, and its label as the other list numbers it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -36,24 +38,55 @@ class Objects:
         return replace(self, labels=numbers[self.labels - 1] + 1)
 
     def masks(self) -> Tensor:
-        """Return the pixels of each object, `(N, H, W)` of 0 and 1, uint8.
+        """Return the pixels of each object, `(N, H, W)` of 0 and 1, uint8; see `run_lengths`.
 
         Raises:
             ModuleNotFoundError: If pycocotools is not installed.
         """
-        try:
-            from pycocotools import mask
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("masks need pycocotools: pip install 'kerneldna[detect]'") from error
-        height, width = self.size
+        mask = _pycocotools()
         if not self.outlines:
-            return torch.zeros((0, height, width), dtype=torch.uint8)
-        found = []
-        for outline in self.outlines:
-            encoded: Any = outline
-            if isinstance(outline, list):
-                encoded = mask.merge(mask.frPyObjects(outline, height, width))
-            elif isinstance(outline["counts"], list):
-                encoded = mask.frPyObjects(outline, height, width)
-            found.append(torch.from_numpy(mask.decode(encoded)))
-        return torch.stack(found)
+            return torch.zeros((0, *self.size), dtype=torch.uint8)
+        encoded = run_lengths(self.outlines, self.boxes.tolist(), self.size)
+        return torch.stack([torch.from_numpy(mask.decode(one)) for one in encoded])
+
+
+def rectangle(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    """Return a box as an outline: one polygon."""
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def run_lengths(outlines: Iterable[Any], boxes: Iterable[Any], size: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the pixels of objects, compressed as COCO does: size and counts of each.
+
+    An outline without a pixel (flat, or outside of the image) would be an object that nothing can match: the pixels that
+    its box touches stand for it.
+
+    Args:
+        outlines: Of each object, as `kerneldna.data.outlines.read_outline` gives them.
+        boxes: Of each, `(left, top, right, bottom)`, in pixels.
+        size: `(H, W)` of the image, in pixels.
+
+    Raises:
+        ModuleNotFoundError: If pycocotools is not installed.
+    """
+    mask, (height, width) = _pycocotools(), size
+    found = []
+    for outline, (left, top, right, bottom) in zip(outlines, boxes, strict=True):
+        encoded: Any = outline
+        if isinstance(outline, list):
+            encoded = mask.merge(mask.frPyObjects(outline, height, width))
+        elif isinstance(outline["counts"], list):
+            encoded = mask.frPyObjects(outline, height, width)
+        if not mask.area(encoded):
+            touched = rectangle(int(left), int(top), ceil(right), ceil(bottom))
+            encoded = mask.merge(mask.frPyObjects(touched, height, width))
+        found.append(encoded)
+    return found
+
+
+def _pycocotools() -> Any:
+    try:
+        from pycocotools import mask
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("masks need pycocotools: pip install 'kerneldna[detect]'") from error
+    return mask

@@ -10,19 +10,21 @@ Lin et al. 2014, Microsoft COCO: Common Objects in Context (arXiv 1405.0312); co
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+from kerneldna.data.coco_file import CocoFile
+from kerneldna.detection.coco_truth import coco_truth, no_output, pycocotools_modules
 from kerneldna.files import write_text
+
+logger = logging.getLogger(__name__)
 
 _PREFIXES = {"bbox": "box", "segm": "mask"}
 _FIGURES = ("ap", "ap50", "ap75", "aps", "apm", "apl")  # the order of the first six of COCOeval.stats
@@ -43,19 +45,25 @@ class CocoMetric:
     """Average precision of a detector on the images it was shown, of one annotation file.
 
     Only images that were updated count: of these every object, found or not, and of other images none. An image updated again
-    counts once, as it was found last.
+    counts once, as it was found last. Of an image, the 100 surest detections of a category count, as in COCO.
+
+    It measures by the objects that training learns from, `kerneldna.data.coco_file` says which, and by crowds.
 
     Args:
-        annotation_file: COCO instances, JSON. It is read once, when it is first needed.
-        category_ids: COCO category of each label: label 1 is `category_ids[0]`, as label 0 is the background.
+        annotations: COCO instances: those that a data set was opened with (`data.val.annotations`), or a JSON file, which is
+            read and checked at once.
+        category_ids: COCO category of each label: label 1 is `category_ids[0]`, as label 0 is the background. All of the
+            file's in the order of their ids where not given. None for a class that the file has not: what is found of it does
+            not count.
         kinds: What to measure: "bbox" for boxes, "segm" for masks.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ModuleNotFoundError: If pycocotools is not installed.
-        ValueError: If a kind is not known.
+        ValueError: If the file is not in COCO's format, a category is not in it, or a kind is not known.
 
     Example:
-        >>> metric = CocoMetric("annotations/instances_val2017.json", category_ids)  # doctest: +SKIP
+        >>> metric = CocoMetric("annotations/instances_val2017.json")  # doctest: +SKIP
         >>> metric.update(139, model.eval()([image])[0])  # doctest: +SKIP
         >>> metric.compute()["box_ap"]  # doctest: +SKIP
         0.379
@@ -63,17 +71,28 @@ class CocoMetric:
 
     def __init__(
         self,
-        annotation_file: str | Path,
-        category_ids: Sequence[int],
+        annotations: CocoFile | str | Path,
+        category_ids: Sequence[int | None] | None = None,
         *,
         kinds: Sequence[str] = ("bbox", "segm"),
     ) -> None:
         if not kinds or not set(kinds) <= set(_PREFIXES):
             raise ValueError(f"kinds is {kinds!r}; give one or both of {tuple(_PREFIXES)}")
-        _pycocotools()
-        self.annotation_file = Path(annotation_file)
-        self.category_ids = tuple(int(category) for category in category_ids)
+        pycocotools_modules()
+        if not isinstance(annotations, CocoFile):
+            annotations = CocoFile(annotations)
+            if annotations.fault:
+                logger.warning(annotations.fault)
+        self.annotation_file = annotations.path
+        self.category_ids = tuple(annotations.category_ids if category_ids is None else category_ids)
+        if unknown := {*self.category_ids} - {None, *annotations.category_ids}:
+            raise ValueError(
+                f"category_ids has {', '.join(map(str, unknown))}, which {annotations.path} does not list among "
+                f"{annotations.category_ids}"
+            )
         self.kinds = tuple(kinds)
+        self._sizes = dict(zip(annotations.image_ids.tolist(), annotations.sizes.tolist(), strict=True))
+        self._truth = coco_truth(annotations, masks="segm" in self.kinds)
         self._found: dict[int, _Detections] = {}
 
     def update(self, image_id: int, found: Mapping[str, Tensor]) -> None:
@@ -89,10 +108,9 @@ class CocoMetric:
             ValueError: If the annotation file has no such image, or a tensor is missing, of a wrong shape or out of range.
         """
         image_id = int(image_id)
-        image = self._truth.imgs.get(image_id)
-        if image is None:
+        if image_id not in self._sizes:
             raise ValueError(
-                f"image {image_id} is not among the {len(self._truth.imgs)} of {self.annotation_file}; "
+                f"image {image_id} is not among the {len(self._sizes)} of {self.annotation_file}; "
                 "give the id of an image of that file"
             )
         needed = ("boxes", "labels", "scores", *(("masks",) if "segm" in self.kinds else ()))
@@ -105,13 +123,15 @@ class CocoMetric:
         masks = found["masks"].detach() if "segm" in self.kinds else None
         if masks is not None and masks.ndim == 4 and masks.shape[1] == 1:
             masks = masks[:, 0]
-        _check_shapes(image, boxes, labels, scores, masks)
+        _check_shapes(image_id, self._sizes[image_id], boxes, labels, scores, masks)
         self._check_values(image_id, boxes, labels, scores)
+        categories = [self.category_ids[label - 1] for label in labels.tolist()]
+        kept = torch.tensor([category is not None for category in categories], dtype=torch.bool)
         self._found[image_id] = _Detections(
-            [self.category_ids[label - 1] for label in labels.tolist()],
-            scores.double().tolist(),
-            _corner_and_size(boxes),
-            [] if masks is None else _run_lengths(masks),
+            [category for category in categories if category is not None],
+            scores[kept].double().tolist(),
+            _corner_and_size(boxes[kept]),
+            [] if masks is None or not kept.any() else _run_lengths(masks[kept.to(masks.device)]),
         )
 
     def gather(self) -> None:
@@ -142,7 +162,7 @@ class CocoMetric:
         if not self._found:
             raise ValueError("no image was measured; call update with each image before compute")
         figures: dict[str, float] = {}
-        with _no_output():
+        with no_output():
             for kind in self.kinds:
                 stats = zip(_FIGURES, self._stats(kind), strict=True)
                 figures |= {f"{_PREFIXES[kind]}_{name}": value for name, value in stats if value > -1}
@@ -158,22 +178,8 @@ class CocoMetric:
             write_text(Path(folder) / f"{kind}.json", json.dumps(self._results(kind)) + "\n")
 
     def reset(self) -> None:
-        """Forget all images; the annotation file stays in memory."""
+        """Forget all images; the annotations stay in memory."""
         self._found = {}
-
-    @cached_property
-    def _truth(self) -> Any:
-        with _no_output():
-            truth = _pycocotools()[0].COCO(str(self.annotation_file))
-        for note in truth.dataset["annotations"]:
-            # sets other than COCO's often leave these out, and pycocotools asks for them
-            left, top, width, height = note["bbox"]
-            right, bottom = left + width, top + height
-            note.setdefault("iscrowd", 0)
-            note.setdefault("area", width * height)
-            if not note.get("segmentation"):
-                note["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
-        return truth
 
     def _results(self, kind: str) -> list[dict[str, Any]]:
         """Return new COCO results (loadRes writes into them), by image: the files do not depend on who measured what."""
@@ -187,7 +193,7 @@ class CocoMetric:
 
     def _stats(self, kind: str) -> list[float]:
         """Return the six figures of one kind, -1 where there is no object."""
-        coco, cocoeval, _ = _pycocotools()
+        coco, cocoeval, _ = pycocotools_modules()
         if results := self._results(kind):
             detections = self._truth.loadRes(results)
         else:  # loadRes looks at the first result
@@ -212,36 +218,18 @@ class CocoMetric:
             )
 
 
-def _pycocotools() -> tuple[Any, Any, Any]:
-    """Return pycocotools' modules coco, cocoeval and mask."""
-    try:
-        from pycocotools import coco, cocoeval, mask
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "pycocotools is missing, average precision on COCO needs it; install it with: pip install 'kerneldna[detect]'"
-        ) from error
-    return coco, cocoeval, mask
-
-
-@contextlib.contextmanager
-def _no_output() -> Iterator[None]:
-    """Keep what pycocotools prints from standard output."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
 def _check_shapes(
-    image: Mapping[str, Any], boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor | None
+    image_id: int, size: Sequence[int], boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor | None
 ) -> None:
     n = len(boxes)
     given = {"boxes": boxes, "labels": labels, "scores": scores}
     expected: dict[str, tuple[int, ...]] = {"boxes": (n, 4), "labels": (n,), "scores": (n,)}
     if masks is not None and (n or len(masks)):
         given["masks"] = masks
-        expected["masks"] = (n, image["height"], image["width"])
+        expected["masks"] = (n, *size)
     if wrong := [key for key in given if given[key].shape != expected[key]]:
         raise ValueError(
-            f"image {image['id']}: {', '.join(f'{key} is {tuple(given[key].shape)}' for key in wrong)}; "
+            f"image {image_id}: {', '.join(f'{key} is {tuple(given[key].shape)}' for key in wrong)}; "
             f"expected {', '.join(str(expected[key]) for key in wrong)}: one row a box, masks of the original image's height "
             "and width"
         )
@@ -260,5 +248,5 @@ def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
         return []
     # columns first, as COCO counts; turned on the device, and a byte a pixel on the way from it
     pixels = (masks > 0.5).to(torch.uint8).transpose(1, 2).contiguous().cpu()
-    found = _pycocotools()[2].encode(pixels.numpy().transpose(2, 1, 0))
+    found = pycocotools_modules()[2].encode(pixels.numpy().transpose(2, 1, 0))
     return [{"size": list(each["size"]), "counts": each["counts"].decode("ascii")} for each in found]

@@ -93,15 +93,15 @@ class Detection(Task):
             ValueError: If it has classes, but no objects.
         """
         val: Any = data.val
-        if not hasattr(val, "annotation_file"):
+        if not hasattr(val, "annotations"):
             raise ValueError(
                 f"the data set {data.name!r} has a class for each image and no objects; the task is detection, which needs COCO "
                 "annotations: a folder with annotations/instances_train*.json and instances_val*.json"
             )
         kinds = ("bbox", "segm") if _finds_masks(recipe) else ("bbox",)
-        return cls(
-            recipe, data.classes, CocoMetric(val.annotation_file, val.category_ids, kinds=kinds), model
-        )
+        # A network may know further classes, which the images have no objects of.
+        ids = [*val.category_ids, *[None] * len(data.classes)][: len(data.classes)]
+        return cls(recipe, data.classes, CocoMetric(val.annotations, ids, kinds=kinds), model)
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Return what the measured detector finds in images `(3, H, W)`, 0-1."""
