@@ -56,10 +56,6 @@ def test_a_method_object_works_too():
         (dict(name="vgg11", width=0.5), "width=0.5 was given for 'vgg11'; it works for resnet"),
         (dict(name="resnet18", pretrained=True, stem="small"), "pretrained weights are for width=1"),
         (dict(name="resnet18", options={"channel": False}), "without the name of a method in method="),
-        (
-            dict(name="resnet18", method="kerneldna", options={"spatal": False}),
-            "unknown option of kerneldna 'spatal'; did you mean 'spatial'",
-        ),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -58,7 +58,7 @@ def test_the_names_are_saved_with_the_network(run):
 
 @pytest.mark.parametrize("names", [("green", "red"), ("red",), ("red", "blue")])
 def test_images_of_some_of_the_classes(run, tmp_path, names, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="kerneldna")
     figures = evaluate(run.network(), on(run, folder(tmp_path / "some", {name: name for name in names})))
     assert (figures["top1"], figures["images"]) == (1, 16 * len(names))
     missing = ", ".join(name for name in COLOURS if name not in names)

@@ -10,6 +10,7 @@ the very batches it would have seen.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -143,12 +144,13 @@ class ImageLoader(DataLoader[Any]):
     def _awaited(self) -> Iterator[Any]:
         """Yield what the workers make; end those that make nothing for too long."""
         batches: Any = super().__iter__()
+        workers = getattr(batches, "_workers", ())
         late = threading.Event()
 
         def give_up() -> None:
             late.set()
             # by SIGKILL: a process that was stopped takes no other signal
-            for worker in getattr(batches, "_workers", ()):
+            for worker in workers:
                 worker.kill()
 
         while True:
@@ -164,6 +166,10 @@ class ImageLoader(DataLoader[Any]):
             except Exception:
                 if not late.is_set():
                     raise
+                # torch raises an error of its own wherever the signal of their end arrives: let it be here
+                for worker in workers:
+                    with contextlib.suppress(RuntimeError):
+                        worker.join(timeout=10)
                 raise TimeoutError(
                     f"the {self.num_workers} processes that decode images gave no batch for {self._patience:g} seconds: one was "
                     "stopped, or the disk hangs. Raise data.timeout if images take so long, or set data.workers=0"

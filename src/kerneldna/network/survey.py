@@ -166,7 +166,8 @@ def replace_each_(
     """
     for name in names:
         replaced = get(model, name)
-        surgery.replace_(model, name, make(name, replaced).train(replaced.training))
+        training = replaced.training  # before the new layer, which may hold it, is put into another mode
+        surgery.replace_(model, name, make(name, replaced).train(training))
 
 
 def branch_ends(model: nn.Module, traced: Trace) -> tuple[str, ...]:

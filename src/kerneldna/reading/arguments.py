@@ -19,7 +19,8 @@ ARGUMENTS = frozenset(
     layers depth depths block_config channels dim dims embed_dim embed_dims widths num_features num_init_features
     stem_type stem_width stem_size stem_chs stem_stride stem_kernel_size replace_stem_pool fix_stem patch_size
     kernel_size kernel_sizes down_kernel_size avg_down cardinality groups base_width bottle_ratio block_reduce_first preact basic
-    width_factor width_mult depth_mult deepen_factor widen_factor scale expand_ratio se_ratio se_from_exp channel_attention
+    width_factor width_mult depth_mult depth_multiplier
+    channel_multiplier deepen_factor widen_factor scale expand_ratio se_ratio se_from_exp channel_attention
     growth_rate bn_size initial_chs final_chs ch_div mlp_ratio mlp_ratios conv_mlp use_grn ls_init_value
     head_init_scale head_norm_first head_hidden_size head_widths head_bias head_norm num_heads heads window_size qkv_bias
     """.split()  # noqa: SIM905 - a list of eighty names, not of eighty quotes

@@ -85,7 +85,7 @@ def test_a_truncated_image(tmp_path):
 
 
 def test_missing_and_further_files(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="kerneldna")
     images = [entry(i, f"{'deep/' * (i % 2)}{i}.png") for i in range(9)]
     files = ["0.png", "deep/1.png", "0.txt.png", "deep/x.png", "other/y.png"]
     split = opened(tmp_path, images=images, files=files)
