@@ -18,9 +18,13 @@ CLASSES = ("cat", "dog", "bird")
 SMALL = {"image_size": 96, "max_size": 160, "anchor_sizes": (8, 16, 32, 64, 96)}
 
 
-def network(method="kerneldna"):
+def fresh():
+    return kd.create_model("mobilenetv2_050", method="kerneldna", width=0.5)
+
+
+def network():
     """A network whose norms have seen images: with those of a fresh one its maps are next to nothing."""
-    model = kd.create_model("mobilenetv2_050", method=method, width=0.5)
+    model = fresh()
     with torch.no_grad():
         for _ in range(20):
             model.train()(torch.rand(4, 3, 64, 64))
@@ -209,7 +213,7 @@ def test_a_kernel_that_a_layer_behind_the_frozen_stages_borrows_stays_trainable(
 
 
 def test_scales_are_drawn_in_training_only(images):
-    detector = kd.create_detector(network(), classes=CLASSES, image_size=96, max_size=400, scales=(64, 80))
+    detector = kd.create_detector(fresh(), classes=CLASSES, image_size=96, max_size=400, scales=(64, 80))
     sizes = {min(detector.transform([images[0]])[0].image_sizes[0]) for _ in range(40)}
     assert sizes == {64, 80, 96}
     detector.eval()
@@ -225,12 +229,13 @@ def test_foreground():
 
 
 def test_wrong_use():
+    network = fresh()
     with pytest.raises(ValueError, match="unknown detector 'maskrcn'; did you mean 'maskrcnn'"):
-        kd.create_detector(network(), "maskrcn", classes=CLASSES)
+        kd.create_detector(network, "maskrcn", classes=CLASSES)
     with pytest.raises(ValueError, match="no classes were given; pass their names"):
-        kd.create_detector(network(), classes=())
+        kd.create_detector(network, classes=())
     with pytest.raises(ValueError, match=r"anchor_sizes are \(32, 64\); give five"):
-        kd.create_detector(network(), classes=CLASSES, anchor_sizes=(32, 64))
+        kd.create_detector(network, classes=CLASSES, anchor_sizes=(32, 64))
     with pytest.raises(
         ValueError, match="has maps of strides 2, 4, 8, none of 16; a detector needs 4, 8, 16, 32"
     ):
@@ -238,4 +243,4 @@ def test_wrong_use():
     with pytest.raises(ValueError, match="does not tell its maps as timm's networks do"):
         kd.create_detector(nn.Sequential(nn.Conv2d(3, 8, 3)), classes=CLASSES)
     with pytest.raises(ValueError, match="which is no detector; expected one of create_detector"):
-        class_names(network())
+        class_names(network)
