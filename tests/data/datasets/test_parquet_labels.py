@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pyarrow
 import pytest
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, load_dataset_builder
 from datasets import Image as ImageColumn
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,3 +158,24 @@ def test_every_column_of_labels(labels, count):
         ValueError, match=rf"train\[{wrong[0]}\] has the label {labels[wrong[0]]}, .* as {len(wrong)} of"
     ):
         _check_labels(column, "train", count)
+
+
+def test_a_set_in_the_cache_of_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
+    """What its files call the classes cannot be asked then; what the set calls them is known."""
+    write(tmp_path / "pets", "train", [0, 1])
+    write(tmp_path / "pets", "test", [1, 0])
+    builder = load_dataset_builder(str(tmp_path / "pets"))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda source: builder)
+    files = {
+        "train": ["hf://datasets/owner/pets/train.parquet"],
+        "test": ["hf://datasets/owner/pets/test.parquet"],
+    }
+    monkeypatch.setattr("kerneldna.data.datasets.parquet._files", lambda builder: files)
+
+    def fail(file):
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr("kerneldna.data.datasets.parquet._schema", fail)
+    data = open_data("owner/pets")
+    assert data.classes == ("cat", "dog")
+    assert agrees(data)

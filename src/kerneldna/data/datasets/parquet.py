@@ -49,12 +49,12 @@ class Parquet:
         try:
             builder: Any = load_dataset_builder(source)
             files = _files(builder)
+            features = builder.info.features
             if Path(source).exists():
                 _check_rows(files)
-            features = builder.info.features or _first_schema(files)
-            if features and Path(source).exists():
+                features = features or _first_schema(files)
                 # Left to itself, datasets stops at a label that is no class, and does not say in which row.
-                builder = load_dataset_builder(source, features=_with_plain_labels(features))
+                builder = load_dataset_builder(source, features=features and _with_plain_labels(features))
             builder.download_and_prepare()
             splits: Any = builder.as_dataset()
         # The hub's errors share no class: not found, gated, offline, broken files.
@@ -224,8 +224,10 @@ def _names_in(files: Sequence[str], label: str) -> tuple[str, ...] | None:
     for file in files:
         try:
             kind = _schema(file).get(label)
-        except OSError:  # a hub that cannot be reached, while the set is in the cache
-            return None
+        except Exception:  # the hub's errors share no class; the set itself may be in the cache
+            if "://" in file:
+                return None
+            raise
         if isinstance(kind, ClassLabel):
             said.setdefault(tuple(kind.names), file)
     if len(said) > 1:
