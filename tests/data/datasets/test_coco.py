@@ -157,16 +157,6 @@ def test_files_of_other_names_are_named(tmp_path, files):
     )
 
 
-@pytest.mark.parametrize("folder", ["run [v2]", "what?", "all*", "[", "**", "{a,b}", 'a\'b "c"'])
-def test_a_path_with_characters_of_patterns(tmp_path, folder):
-    root, decoy = tmp_path / folder, tmp_path / "run v"
-    for split in ("train", "val"):
-        write(root, split, [thing()])
-        write(decoy, split, [thing(), thing()], images=[entry(1), entry(2)])
-    data = open_data(str(root))
-    assert (data.name, len(data.train), len(data.val), data.faults) == (folder, 1, 1, ())
-
-
 def test_class_folders_with_annotations_of_another_kind_are_class_folders(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir(parents=True)

@@ -6,6 +6,7 @@ from one file for all, so each file is asked for its own here.
 
 from __future__ import annotations
 
+import glob
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -44,17 +45,19 @@ class Parquet:
             ValueError: If it cannot be loaded, lacks a split, has no column of images or of class labels, its files name the
                 classes otherwise than each other, or a label is no class.
         """
-        from datasets import load_dataset_builder
-
+        if "::" in source and Path(source).exists():
+            raise ValueError(
+                f"{source!r} has '::' in its path, which datasets takes for a file inside another; rename the folder"
+            )
         try:
-            builder: Any = load_dataset_builder(source)
+            builder: Any = _builder(source)
             files = _files(builder)
             features = builder.info.features
             if Path(source).exists():
                 _check_rows(files)
                 features = features or _first_schema(files)
                 # Left to itself, datasets stops at a label that is no class, and does not say in which row.
-                builder = load_dataset_builder(source, features=features and _with_plain_labels(features))
+                builder = _builder(source, features=features and _with_plain_labels(features))
             builder.download_and_prepare()
             splits: Any = builder.as_dataset()
         # The hub's errors share no class: not found, gated, offline, broken files.
@@ -149,6 +152,19 @@ def _check_labels(column: Any, split: str, count: int) -> None:
         f"{split}[{row}] has the label {given}, which is no class (0 to {count - 1}), as {len(wrong)} of the {len(values)} rows "
         f"of {split} have; {remedy}"
     )
+
+
+def _builder(source: str, **options: Any) -> Any:
+    """Return what loads a set, from a folder of any name: datasets would take brackets and stars in its path for a pattern."""
+    from datasets import load_dataset_builder
+    from datasets.data_files import get_data_patterns
+
+    folder = glob.escape(source)
+    if folder == source or not Path(source).exists():
+        return load_dataset_builder(source, **options)
+    found = get_data_patterns(folder)
+    files = {split: [f"{folder}/{pattern}" for pattern in patterns] for split, patterns in found.items()}
+    return load_dataset_builder("parquet", data_files=files, **options)
 
 
 def _files(builder: Any) -> dict[str, list[str]]:
