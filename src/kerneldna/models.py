@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 BACKBONES = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv2_050", "convnext_tiny")
 STEMS = ("default", "small")
 _REDRAWN = ("mobilenetv2",)  # timm's start differs from that of their rows in the paper
-_FOR_WEIGHTS = ("checkpoint_path", "cache_dir")  # where weights come from is no part of a network
+# where weights come from, and where they lie, is no part of a network
+_FOR_WEIGHTS = (
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "device",
+    "dtype",
+)
 _NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
 
 
@@ -55,7 +64,8 @@ def create_model(
         width: Factor on the channels of every stage (ResNet, MobileNetV2, ConvNeXt).
         stem: "small" for images of about 32 px: one 3x3 convolution of stride 1, no pooling.
         options: Arguments of the method that replace those of its recipe, such as `{"spatial": False}`.
-        **timm_args: Passed to `timm.create_model`.
+        **timm_args: Passed to `timm.create_model`. A network can be saved by name if a file may say them
+            (`kerneldna.reading.arguments`): an activation by its name, `act_layer="silu"`.
 
     Returns:
         The network, in training mode.

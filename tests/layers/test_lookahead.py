@@ -91,8 +91,7 @@ def x():
 
 def left(stage):
     """How many gates wait for their child."""
-    found = [getattr(gate.handover._here, "waiting", None) for gate in stage.gates[1:]]
-    return sum(len(each[0]) for each in found if each)
+    return sum(gate.handover is key[0] for gate in stage.gates[1:] for key in gate.handover.passes.waiting)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])

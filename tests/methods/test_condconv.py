@@ -113,14 +113,14 @@ def test_routing_is_computed_in_float32():
         assert router(x).dtype == torch.float32
 
 
-def test_no_layer_keeps_the_routing():
+def test_no_routing_is_left_after_a_pass():
     _, layer = routed()
     members = [module for module in layer.modules() if isinstance(module, CondConv2d)]
     layer(torch.randn(2, 4, 8, 8))
-    assert [member.routing for member in members] == [None, None]
+    assert [(member.passes.inside, member.passes.waiting) for member in members] == [(False, {})] * 2
     with pytest.raises(TypeError):
         layer(torch.randn(2, 4, 8, 8), wrong=1)
-    assert [member.routing for member in members] == [None, None]
+    assert [(member.passes.inside, member.passes.waiting) for member in members] == [(False, {})] * 2
 
 
 def test_checkpointing_a_block_gives_the_same_gradients():

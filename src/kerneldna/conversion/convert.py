@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import nn
 
+from kerneldna.conversion import reparameterize
 from kerneldna.conversion.plan import Plan, Size, shape_text, size_rows, size_table
+from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network import surgery
+from kerneldna.network.replaceable import irreplaceable, why_irreplaceable
 from kerneldna.network.surgery import InputSize
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
@@ -52,19 +56,16 @@ def plan(model: nn.Module, method: Method, *, input_size: InputSize | None = Non
     Example:
         >>> print(plan(model, KernelDNA(patterns={"layer4": "FS-SF"})))  # doctest: +SKIP
     """
-    if (state := state_of(model)).get("plan"):
-        raise ValueError(
-            f"this {type(model).__name__} is converted already (method {state['plan']['method']!r}); plan on the network "
-            "as it was before"
-        )
+    _check_unconverted(model)
     if isinstance(model, nn.DataParallel):
         raise ValueError("nn.DataParallel was given; convert model.module and use DistributedDataParallel")
     skeleton = surgery.skeleton(model)
     size = input_size or input_size_of(model)
-    traced = surgery.trace(skeleton, size)
+    # of the network itself: hooks on tensors are not copied
+    traced = replace(surgery.trace(skeleton, size), irreplaceable=irreplaceable(model))
     before = _size(skeleton, traced.macs)
     laid = method.lay_out(skeleton, traced, input_size=size)
-    method.apply_(skeleton, laid)
+    _rehearse(model, skeleton, method, laid)
     after = _size(skeleton, surgery.trace(skeleton, size).macs)
     return replace(laid, before=before, after=after)
 
@@ -95,11 +96,31 @@ def convert_(
             f"the plan was made for a network of {laid.before.parameters:,} parameters, this {type(model).__name__} has "
             f"{surgery.parameters_of(model):,}; plan on the network that is to be converted, before it is"
         )
+    carry_out_(model, laid, rehearsed=laid is not plan_or_method)
+    return model
+
+
+def carry_out_(model: nn.Module, laid: Plan, *, rehearsed: bool = False) -> None:
+    """Change `model` as a plan says that was made for it or for one built alike, without a look at its size.
+
+    Args:
+        model: The network, not converted yet.
+        laid: The plan.
+        rehearsed: Whether it was just made for this very network, and so carried out on its skeleton.
+
+    Raises:
+        ValueError: If the plan does not fit, or would lose hooks and the like; the model is then untouched.
+    """
     method: Method = typed(laid.options, methods.get(laid.method), "plan.options")
-    training = model.training
+    if not rehearsed:
+        with torch.random.fork_rng(devices=[]):
+            _rehearse(model, surgery.skeleton(model), method, laid)
+    modes = {module: module.training for module in model.modules()}
     method.apply_(model, laid)
+    for module in model.modules():  # what was frozen stays so
+        module.training = modes.get(module, model.training)
+    reparameterize.refuse_(model)
     set_state(model, plan=laid.to_dict())
-    return model.train(training)
 
 
 def plan_of(model: nn.Module) -> Plan | None:
@@ -201,6 +222,7 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
             what they find.
         input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
     """
+    check_loans(model, "describe")
     laid = plan_of(model)
     network = network_of(model)
     size = input_size or input_size_of(network)
@@ -215,6 +237,28 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
     fused = state_of(network).get("fused", {}).get("mode")
     unfused = laid.after if laid and fused and network is model else None
     return Description(laid and laid.method, counted, before, size, layers, part, fused, unfused)
+
+
+def _check_unconverted(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        noted = state_of(module).get("plan")
+        if noted or isinstance(module, Borrower):
+            made = f"method {noted['method']!r}" if noted else f"{name!r} is a {type(module).__name__}"
+            raise ValueError(
+                f"this {type(model).__name__} is converted already ({made}); plan on the network as it was before"
+            )
+
+
+def _rehearse(model: nn.Module, skeleton: nn.Module, method: Method, laid: Plan) -> None:
+    """Carry the plan out on the skeleton of `model`, and check that no layer goes that nothing can stand in for."""
+    names = {id(module): name for name, module in skeleton.named_modules()}
+    before = list(skeleton.modules())  # alive, so that each keeps its id
+    method.apply_(skeleton, laid)
+    left = {id(module) for module in skeleton.modules()}
+    reasons = irreplaceable(model)
+    for name in (names[id(module)] for module in before if id(module) not in left):
+        if reason := reasons.get(name) or why_irreplaceable(surgery.get(model, name)):
+            raise ValueError(f"the plan replaces {name!r}, but {reason}; take that off first, or plan anew")
 
 
 def _size(model: nn.Module, macs: int) -> Size:

@@ -13,12 +13,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from kerneldna.conversion import pattern as patterns_
 from kerneldna.conversion.pattern import Pattern, Slot
 from kerneldna.conversion.plan import Block, Layer, Stage
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import is_pixel, is_plain, is_shortcut, kind_of
+from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
 from kerneldna.network.surgery import Trace
 from kerneldna.network.survey import Skip
 
@@ -97,10 +98,10 @@ def find_blocks(model: nn.Module, traced: Trace, stage: str, *, eligible: Collec
             module = surgery.get(model, call.name)
             on_map = not is_pixel(call.input) or is_pixel(inputs[name])
             if kind_of(module, call.input) in eligible and on_map and not is_shortcut(call.name[len(name) :]):
-                if is_plain(module):
-                    slots.append(Slot(call.name, tuple(module.weight.shape)))  # pyright: ignore
+                if reason := traced.irreplaceable.get(call.name):
+                    skipped.append(Skip(call.name, reason))
                 else:
-                    skipped.append(Skip(call.name, f"{type(module).__name__} has a forward of its own"))
+                    slots.append(Slot(call.name, tuple(module.weight.shape)))  # pyright: ignore
         if slots:
             blocks[name] = tuple(slots)
     return Found(container, blocks, tuple(skipped))
@@ -144,6 +145,12 @@ def _extended(found: Found, wanted: Pattern, stage: str) -> list[Block]:
         source = names[len(found.blocks) - 1] if added else name
         layers = [Layer(name + slot.name[len(source) :], slot.shape) for slot in found.blocks[source]]
         extra = len(letters) - len(layers)
+        left_out = [skip for skip in found.skipped if skip.name.startswith(f"{name}.") or skip.name == name]
+        if extra > 0 and left_out:
+            raise ValueError(
+                f"stage {stage!r}: block {name!r} has {len(layers)} eligible layers, its group in {wanted} has {len(letters)}; "
+                f"left out: {'; '.join(f'{skip.name} ({skip.reason})' for skip in left_out)}"
+            )
         if extra < 0:
             raise ValueError(
                 f"stage {stage!r}: block {name!r} has {len(layers)} eligible layers "
@@ -177,7 +184,7 @@ def _deepened(model: nn.Module, name: str, traced: Trace, *, count: int) -> nn.S
     order = [call.name for call in traced.calls]
     before = [surgery.get(model, other) for other in reversed(order[: order.index(name)])]
     channels = conv.in_channels
-    norm = next((m for m in before if getattr(m, "num_features", None) == channels), None)
+    norm = next((m for m in before if isinstance(m, _NormBase) and m.num_features == channels), None)
     if norm is None:
         raise ValueError(
             f"no norm of {channels} channels comes before {name!r}; the block cannot be deepened"

@@ -9,22 +9,36 @@ BatchNorm and nowhere else.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.norm_act import FrozenBatchNormAct2d
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from kerneldna.layers.marks import unlend_
 from kerneldna.network import surgery
+from kerneldna.network.replaceable import overridden, why_irreplaceable
 from kerneldna.network.surgery import InputSize
 
 _NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+# those whose code is known: a class derived from one may do more than scale and shift
+_KNOWN = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    BatchNormAct2d,
+    SyncBatchNormAct,
+    FrozenBatchNorm2d,
+    FrozenBatchNormAct2d,
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,8 @@ class Pair:
 def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
     """Return the convolutions of `model` that a BatchNorm follows directly, in the order they run.
 
-    Left out are layers that run twice or carry hooks, kernels that another module shares, and subclasses of `nn.Conv2d`
-    that do not use their weight as it is (weight standardisation).
+    Left out are layers that run twice or carry hooks, kernels that another module shares, and classes of convolutions or norms with
+    code of their own (weight standardisation).
 
     Args:
         model: Any network in eval mode.
@@ -69,8 +83,10 @@ def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
             continue
         names = (conv, norm)
         layer = surgery.get(model, conv)
-        once = all(watch.calls[name] == 1 and not _hooked(surgery.get(model, name)) for name in names)
-        if once and _uses_its_weight(layer) and owners[id(layer.weight)] == 1:
+        once = (
+            all(watch.calls[name] == 1 for name in names) and owners[id(layer._parameters.get("weight"))] == 1
+        )
+        if once and _is_plain(layer) and _is_plain_norm(surgery.get(model, norm)):
             pairs.append(Pair(conv, norm))
     return tuple(pairs)
 
@@ -92,6 +108,9 @@ def folded(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
     layer: Any = conv
     values: Any = norm
     new = copy.copy(layer)
+    # the copy has the hooks of the layer, which is about to go; nothing borrows from a folded one
+    new._load_state_dict_pre_hooks = OrderedDict(layer._load_state_dict_pre_hooks)
+    unlend_(new)
     new._parameters = dict(layer._parameters)
     scale = scale_of(norm)
     # float64: the constants are rounded once
@@ -114,15 +133,13 @@ def _left_of(norm: nn.Module) -> nn.Module:
     return left.train(norm.training)
 
 
-def _uses_its_weight(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.Conv2d) or "weight" not in layer._parameters:
-        return False  # a parametrised weight is computed anew at every call
+def _is_plain(layer: nn.Module) -> bool:
     # timm's Conv2dSame pads first, then convolves with its weight
-    return type(layer).forward is nn.Conv2d.forward or type(layer).__name__ == "Conv2dSame"
+    return isinstance(layer, nn.Conv2d) and not why_irreplaceable(layer, known=(Conv2dSame,))
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _is_plain_norm(norm: nn.Module) -> bool:
+    return isinstance(norm, _KNOWN) and not (overridden(norm, _KNOWN) or why_irreplaceable(norm))
 
 
 class _Watch(TorchDispatchMode):

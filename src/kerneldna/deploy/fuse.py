@@ -1,6 +1,6 @@
 """`fuse_`: turn a trained network into plain PyTorch modules that compute the same, BatchNorm folded in.
 
-Every module of this library that stands for a layer offers `fused()`, the plain modules that compute what it computes in eval mode.
+Every module of this library that stands for a layer is a `StandIn`: its `fused()` returns plain modules that compute the same.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import input_size_of, network_of, set_state, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import fold
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
 from kerneldna.layers.child import layer_inside
+from kerneldna.layers.lookahead import release_passes_
+from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
+from kerneldna.network.replaceable import why_irreplaceable
 from kerneldna.registry import suggest
 
 log = logging.getLogger(__name__)
@@ -70,16 +74,18 @@ def fuse_(
             gates.
 
     Raises:
-        ValueError: If the network is in training mode, holds nothing to fuse, or is fused already, or calibration data is
-            missing or not images.
+        ValueError: If the network is in training mode, holds nothing to fuse, is fused already, or was cut between a child and its
+            parent, if a hook would be lost, or calibration data is missing or not images.
         RuntimeError: If folding changed the outputs by more than 1e-4 of the largest; the model is then as it was.
     """
     whole, model = model, network_of(model)
+    check_loans(whole, "fuse")
     _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
+    _check_stand_ins(model)
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     channels, height, width = x.shape[1:]
     size = (channels, height, width)
-    has_children = any(map(_stands_for_a_layer, model.modules()))
+    has_children = bool(_stand_ins(model))
     # children become convolutions first: their pairs are found after that
     pairs = () if has_children else fold.find_pairs(model, size)
     if not has_children and not pairs:
@@ -112,6 +118,7 @@ def fuse_(
     noted: dict[str, Any] = {"mode": mode, "difference": difference}
     if means is not None:
         noted["moved"] = surgery.relative_difference(before, expected)
+    _leave_no_trace_(model)
     set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
     fused = surgery.parameters_of(model)
     written = f", shared kernels written out ({trained:,} -> {fused:,} parameters)" if fused > trained else ""
@@ -130,6 +137,7 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
     _materialise_(model, zeros if noted["mode"] == "throughput" else None)
     _fold_(model, [Pair(conv, norm) for conv, norm in noted.get("folded", ())])
+    _leave_no_trace_(model)
     set_state(model, fused=dict(noted))
 
 
@@ -222,22 +230,38 @@ def _means(
     )
 
 
-def _stands_for_a_layer(module: nn.Module) -> bool:
-    return hasattr(module, "fused")
+def _check_stand_ins(model: nn.Module) -> None:
+    """Check that no hook, and no code put on a module alone, would be lost with what fusing replaces."""
+    for name, standing in _stand_ins(model).items():
+        for inner, part in standing.named_modules(prefix=name):
+            if reason := why_irreplaceable(part):
+                raise ValueError(
+                    f"cannot fuse {inner!r}: {reason}; take it off before fusing, and put it on the fused module"
+                )
 
 
-def _materialise_(model: nn.Module, means: Mapping[str, Tensor] | None) -> dict[str, nn.Module]:
-    """Replace every module that offers `fused()`; return the replaced ones by name."""
-    replaced = {name: module for name, module in model.named_modules() if _stands_for_a_layer(module)}
+def _stand_ins(model: nn.Module) -> dict[str, StandIn]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, StandIn)}
+
+
+def _materialise_(model: nn.Module, means: Mapping[str, Tensor] | None) -> Mapping[str, nn.Module]:
+    """Replace every module that stands for plain ones; return the replaced ones by name."""
+    replaced = _stand_ins(model)
     plain: dict[str, nn.Module] = {}
-    for name, module in replaced.items():
-        standing: Any = module
+    for name, standing in replaced.items():
         mean = means.get(f"{name}.gate") if means else None
-        new: nn.Module = standing.fused() if mean is None else standing.fused(mean)
-        plain[name] = new.train(module.training)
+        plain[name] = (standing.fused() if mean is None else standing.fused(mean)).train(standing.training)
     for name, module in plain.items():
         surgery.replace_(model, name, module)
     return replaced
+
+
+def _leave_no_trace_(model: nn.Module) -> None:
+    """Take off what converting put on modules that are not of this library."""
+    release_passes_(model)
+    if not any(isinstance(module, Borrower) for module in model.modules()):
+        unlend_(model)
+    reparameterize.allow_(model)
 
 
 def _fold_(model: nn.Module, pairs: Sequence[Pair]) -> dict[str, nn.Module]:

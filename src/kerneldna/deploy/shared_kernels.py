@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.convert import plan_of, state_of
 from kerneldna.deploy import fold
-from kerneldna.layers.child import layer_inside
+from kerneldna.layers.child import Child, layer_inside
 from kerneldna.network import surgery
 
 
@@ -56,9 +56,10 @@ def shared_kernels(
         for name in (family.parent, *family.children):
             layer: Any = surgery.get(model, name)
             inner = _inner(fused, name)
-            factors = getattr(layer, "factors", None)
-            own = [] if factors is None else factors((means or {}).get(f"{name}.gate"))
-            mixing = [] if factors is None else layer.mixing()
+            own: list[Tensor] = []
+            mixing: list[Tensor] = []
+            if isinstance(layer, Child):
+                own, mixing = layer.factors((means or {}).get(f"{name}.gate")), layer.mixing()
             if inner in norms:
                 scale = fold.scale_of(surgery.get(model, norms[inner]))
                 own.append(scale.view(-1, *(1,) * (kernel.ndim - 1)))

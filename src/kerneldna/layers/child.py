@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from math import prod
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from kerneldna.layers.attention import Gate, gate_of
+from kerneldna.layers.marks import Borrower, StandIn, lend_
 from kerneldna.layers.modulation import NAMES, factors, mixed, mixing, modulation_parameters
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -34,7 +36,7 @@ _GEOMETRY = (
 )
 
 
-class Child(nn.Module, Generic[Layer]):
+class Child(Borrower, StandIn, Generic[Layer]):
     """What both kinds of child share: the borrowed parent, the modulation of its kernel, the gate.
 
     Args:
@@ -46,6 +48,7 @@ class Child(nn.Module, Generic[Layer]):
         norm: Of the channel attention: "batch" or "none".
         gate_drop_rate: Of the channel attention.
         gate: What gates the input's channels instead of a channel attention of its own: see `kerneldna.layers.lookahead`.
+        parent_name: The parent's qualified name, for error messages.
         **modulation: As `kerneldna.layers.modulation.modulation_parameters` takes them: modulation, spatial, filter, rank.
 
     Raises:
@@ -69,6 +72,7 @@ class Child(nn.Module, Generic[Layer]):
         norm: str = "batch",
         gate_drop_rate: float = 0.0,
         gate: Gate | None = None,
+        parent_name: str = "",
         **modulation: Any,
     ) -> None:
         super().__init__()
@@ -78,7 +82,8 @@ class Child(nn.Module, Generic[Layer]):
                 f"{tuple(parent.weight.shape)}; a child needs its parent's kernel shape"
             )
         object.__setattr__(self, "_parent", parent)  # past nn.Module's registration, on purpose
-        self.name = name
+        lend_(parent)
+        self.name, self.parent_name = name, parent_name
         self.bias = replaced.bias
         if channel and gate is None:
             gate = gate_of(replaced, reduction=reduction, norm=norm, drop_rate=gate_drop_rate)
@@ -91,9 +96,14 @@ class Child(nn.Module, Generic[Layer]):
         self._take_over(replaced)
 
     @property
+    def loan(self) -> tuple[str, str, object]:
+        """Its kernel, of its parent."""
+        return "its kernel", self._owner, self._parent
+
+    @property
     def weight(self) -> Tensor:
         """The kernel in effect, in its parent's shape."""
-        kernel = self._parent.weight
+        kernel = self._kernel
         if kernel.is_meta:  # counting multiply-accumulates: the kernel is made once, not for an image
             return kernel
         modulation = self.modulation
@@ -106,13 +116,33 @@ class Child(nn.Module, Generic[Layer]):
         parts = factors(self, self._parent.weight.ndim)
         return prod(parts[1:], start=parts[0]) if parts else None
 
+    @property
+    def _owner(self) -> str:
+        return f"parent {self.parent_name!r}" if self.parent_name else "a parent"
+
+    @property
+    def _kernel(self) -> Tensor:
+        """The parent's kernel as it is now.
+
+        Raises:
+            RuntimeError: If the parent computes it in a hook of its own forward, so that it may be an old one here.
+        """
+        parent = self._parent
+        if parent._parameters.get("weight") is None and not is_parametrized(parent, "weight"):
+            raise RuntimeError(
+                f"child {self.name!r} borrows its kernel from {self._owner}, whose weight is no parameter any more but is "
+                "computed when the parent runs (spectral_norm, weight_norm or prune of torch.nn.utils), too late for the child; "
+                "remove that from the parent, or use torch.nn.utils.parametrizations"
+            )
+        return parent.weight
+
     def factors(self, mean: Tensor | None = None) -> list[Tensor]:
         """Return small tensors whose product with the parent's mixed kernel is the fused one: float64, of the kernel's dimensions.
 
         Args:
             mean: The mean of the gate, one value an input channel, if it is to be folded in.
         """
-        kernel = self._parent.weight
+        kernel = self._kernel
         found = [part.detach().double() for part in factors(self, kernel.ndim)]
         if mean is not None:
             # grouped: each output channel sees the input channels of its group
@@ -150,7 +180,7 @@ class Child(nn.Module, Generic[Layer]):
         raise NotImplementedError
 
     def _scaled(self, mean: Tensor | None) -> Tensor:
-        kernel = self._parent.weight.detach()
+        kernel = self._kernel.detach()
         return prod(self.factors(mean), start=mixed(kernel.double(), self.mixing())).to(kernel.dtype)
 
     def _gated(self, x: Tensor) -> Tensor:
@@ -162,12 +192,6 @@ class Child(nn.Module, Generic[Layer]):
                 "use a batch of 2 or more (drop_last=True), model.eval(), or KernelDNA(norm='none')"
             )
         return self.gate(x)
-
-    def _replicate_for_data_parallel(self) -> NoReturn:
-        raise RuntimeError(
-            f"child {self.name!r}: nn.DataParallel copies modules one by one and would tear it from its parent; "
-            "use torch.nn.parallel.DistributedDataParallel"
-        )
 
 
 class ChildConv2d(Child[nn.Conv2d]):

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from kerneldna.layers.marks import Scheduled
 from kerneldna.layers.start import draw_, draw_layer_
 from kerneldna.registry import suggest
 
@@ -128,7 +129,7 @@ class Trunk(nn.Module):
         return torch.relu(self.norm(self.fc(pooled)))
 
 
-class Schedule(nn.Module):
+class Schedule(Scheduled):
     """A number that runs straight from `start` to `end` over the first epochs of training and stays there.
 
     Its state is a buffer, so a checkpoint holds it and evaluation uses what was reached; `step_schedules` moves it.
@@ -174,9 +175,8 @@ def step_schedules(model: nn.Module, step: int, steps_per_epoch: int) -> None:
         steps_per_epoch: Steps in one epoch.
     """
     for module in model.modules():
-        schedule_step = getattr(module, "schedule_step", None)
-        if callable(schedule_step):
-            schedule_step(step, steps_per_epoch)
+        if isinstance(module, Scheduled):
+            module.schedule_step(step, steps_per_epoch)
 
 
 def mix(coefficients: Tensor, experts: Tensor) -> Tensor:

@@ -24,10 +24,13 @@ from kerneldna.layers.dynamic import (
     full_precision,
     mix,
 )
+from kerneldna.layers.handover import Passes
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip, Survey
 from kerneldna.registry import methods
+
+_ROUTING = "routing"
 
 
 @methods.register("condconv")
@@ -124,7 +127,7 @@ class CondConv:
 class RoutedBlock(nn.Module):
     """A block whose dynamic convolutions share one routing, computed from the block's input.
 
-    The routing is handed to them as a plain attribute that is set for the length of one forward: no layer keeps any of it.
+    The routing lies in the pass, not on the layers: passes of several threads, and one inside another, have each their own.
 
     Args:
         block: The block, with its convolutions replaced.
@@ -134,20 +137,20 @@ class RoutedBlock(nn.Module):
 
     def __init__(self, block: nn.Module, in_channels: int, *, num_kernels: int) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.passes = block, Passes()
+        for module in block.modules():
+            if isinstance(module, CondConv2d):
+                module.passes = self.passes
         self.router = Router(in_channels, num_kernels, like=next(block.parameters()))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the block on `(B, in_channels, H, W)`; further arguments are the block's own."""
-        members = [module for module in self.block.modules() if isinstance(module, CondConv2d)]
         routing = self.router(x)
+        self.passes.open(self)[_ROUTING] = routing
         try:
-            for member in members:
-                member.routing = routing
             return self.block(x, *args, **kwargs)
         finally:
-            for member in members:
-                member.routing = None
+            self.passes.close(self)
 
 
 class CondConv2d(DynamicLayer):
@@ -159,12 +162,10 @@ class CondConv2d(DynamicLayer):
         options: The method that makes it.
     """
 
-    routing: Tensor | None
-
     def __init__(self, name: str, replaced: ConvOrLinear, *, options: CondConv) -> None:
         super().__init__(name, replaced)
         self.experts = fresh_experts(replaced, options.num_kernels)
-        self.routing = None
+        self.passes = Passes()  # of its block, once it is in one
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced.
@@ -172,11 +173,12 @@ class CondConv2d(DynamicLayer):
         Raises:
             ValueError: If it is called on its own.
         """
-        if self.routing is None:
+        routing = self.passes.waiting.get(_ROUTING)
+        if routing is None:
             raise ValueError(
                 f"layer {self.name!r} was called on its own; call its block, which computes the routing"
             )
-        return self.convolve(x, mix(self.routing, self.experts))
+        return self.convolve(x, mix(routing, self.experts))
 
 
 class CondLinear(nn.Module):

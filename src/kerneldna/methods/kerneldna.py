@@ -15,9 +15,9 @@ from kerneldna.conversion import pattern, stages
 from kerneldna.conversion.plan import Change, Plan, Stage
 from kerneldna.layers.attention import NORMS, Gate
 from kerneldna.layers.child import ChildConv2d, ChildLinear
-from kerneldna.layers.lookahead import stage_gates
+from kerneldna.layers.lookahead import stage_gates, watch_passes_
 from kerneldna.layers.modulation import MODULATIONS
-from kerneldna.network import surgery
+from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods, suggest
 
@@ -109,7 +109,7 @@ class KernelDNA:
         """Lay the patterns on the network's stages and find every child its parent."""
         laid, skipped = stages.lay_out(skeleton, traced, self.patterns, eligible=self._kinds)
         layers = [layer for stage in laid for block in stage.blocks for layer in block.layers]
-        seers = {name: names[0] for names in self._gated_together(laid) for name in names[1:]}
+        seers = {name: names[0] for names in self._gated_together(laid).values() for name in names[1:]}
         changes = tuple(
             Change(layer.name, f"child of {layer.parent}" + _gated_by(seers.get(layer.name)))
             for layer in layers
@@ -131,24 +131,28 @@ class KernelDNA:
             traced = surgery.Trace((), 0)
         stages.add_(model, plan.stages, traced)
         gates: dict[str, Gate] = {}
-        for names in self._gated_together(plan.stages):
+        for stage, names in self._gated_together(plan.stages).items():
             standing = {name: surgery.get(model, name) for name in names}
             options: dict[str, Any] = {"norm": self.norm, "drop_rate": self.gate_drop_rate}
-            gates |= stage_gates(standing, reduction=self._reduction(names[0]), **options)
+            own = stage_gates(standing, reduction=self._reduction(names[0]), **options)
+            watch_passes_(model, stage, own)
+            gates |= own
         for family in plan.families:
-            parent = surgery.get(model, family.parent)
             for name in family.children:
-                replaced = surgery.get(model, name)
-                surgery.replace_(model, name, self._child(name, parent, replaced, gates.get(name)))
+                surgery.replace_(model, name, self._child(model, name, family.parent, gates.get(name)))
 
-    def _gated_together(self, laid: Sequence[Stage]) -> list[list[str]]:
+    def _gated_together(self, laid: Sequence[Stage]) -> dict[str, list[str]]:
         """Return the children of each stage that one gate serves, in the order they run."""
         if not self.channel or self.gate == "child":
-            return []
-        children = ([x.name for block in stage.blocks for x in block.layers if x.parent] for stage in laid)
-        return [names for names in children if names]
+            return {}
+        children = {
+            stage.name: [layer.name for block in stage.blocks for layer in block.layers if layer.parent]
+            for stage in laid
+        }
+        return {stage: names for stage, names in children.items() if names}
 
-    def _child(self, name: str, parent: nn.Module, replaced: nn.Module, gate: Gate | None) -> nn.Module:
+    def _child(self, model: nn.Module, name: str, parent_name: str, gate: Gate | None) -> nn.Module:
+        replaced, parent = survey.get(model, name), survey.get(model, parent_name)
         options: dict[str, Any] = {
             "reduction": self._reduction(name),
             "channel": self.channel,
@@ -159,6 +163,7 @@ class KernelDNA:
             "rank": self.rank,
             "gate_drop_rate": self.gate_drop_rate,
             "gate": gate,
+            "parent_name": parent_name,
         }
         if isinstance(replaced, nn.Conv2d) and isinstance(parent, nn.Conv2d):
             child = ChildConv2d(name, parent, replaced, **options)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from kerneldna.layers.dynamic import (
     full_precision,
     kernel_shape,
 )
+from kerneldna.layers.marks import Borrower, lend_
 from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
 from kerneldna.network.survey import Convolution
@@ -145,7 +146,7 @@ class Warehouse(nn.Module):
 
     def __init__(self, name: str, members: Sequence[ConvOrLinear], *, options: KernelWarehouse) -> None:
         super().__init__()
-        self.name, self.budget, self.taken = name, options.budget, 0
+        self.name, self.budget, self.taken, self.owner = name, options.budget, 0, ""
         shapes = [kernel_shape(layer) for layer in members]
         self.out_channels = _side([shape[0] for shape in shapes], options.plane_ratio)
         self.in_channels = _side([shape[1] for shape in shapes], options.plane_ratio)
@@ -179,7 +180,7 @@ class Warehouse(nn.Module):
         return f"{len(self.cells)} cells {self.out_channels}x{self.in_channels} of warehouse {self.name!r}"
 
 
-class WarehouseConv2d(DynamicLayer):
+class WarehouseConv2d(DynamicLayer, Borrower):
     """A convolution whose kernel is assembled for each image from the cells of a warehouse.
 
     The warehouse is registered once, in the first layer made from it; the others hold a reference that `nn.Module` does not
@@ -200,7 +201,8 @@ class WarehouseConv2d(DynamicLayer):
     ) -> None:
         super().__init__(name, replaced)
         if warehouse.taken == 0:
-            self.warehouse = warehouse
+            self.warehouse, warehouse.owner = warehouse, name
+            lend_(warehouse)
         else:
             object.__setattr__(self, "warehouse", warehouse)  # past nn.Module's registration, on purpose
         like, mixtures, slots = replaced.weight, warehouse.mixtures_of(replaced), len(warehouse.cells) + 1
@@ -209,16 +211,20 @@ class WarehouseConv2d(DynamicLayer):
         self.head = attention_linear(hidden, mixtures * slots, like=like)
         self.tau = Schedule(options.tau_start, options.tau_end, epochs=options.tau_epochs, like=like)
         beta = nn.functional.one_hot(warehouse.take(mixtures), slots)
-        self.register_buffer(
-            "beta", beta.to(like.device, torch.bool)
-        )  # a checkpoint holds who started with what
+        # a checkpoint holds who started with what
+        self.register_buffer("beta", beta.to(like.device, torch.bool))
+
+    @property
+    def loan(self) -> tuple[str, str, object]:
+        """The cells of its warehouse, which the first of the layers that share it owns."""
+        owner = f"warehouse {self.warehouse.name!r} of layer {self.warehouse.owner!r}"
+        return "kernel cells", owner, self.warehouse
 
     def coefficients(self, x: Tensor) -> Tensor:
         """Return alpha for input maps `x`: `(B, mixtures, cells)`, the absolute values of a mixture at most 1 in sum."""
         with full_precision(x):
-            z = self.head(self.trunk(x)).view(-1, *self.beta.shape)
+            z, tau = self.head(self.trunk(x)).view(-1, *self.beta.shape), self.tau()
             z = z / (z.abs().sum(dim=2, keepdim=True) + 1e-3)
-            tau = self.tau()
             return (tau * self.beta + (1 - tau) * z)[:, :, :-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,12 +239,6 @@ class WarehouseConv2d(DynamicLayer):
         # a mixture's number counts positions slowest, then output blocks, then input blocks
         parts = blocks.reshape(-1, height, width, out_channels // out, in_channels // into, out, into)
         return parts.permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, *self.kernel_shape)
-
-    def _replicate_for_data_parallel(self) -> NoReturn:
-        raise RuntimeError(
-            f"layer {self.name!r}: nn.DataParallel copies modules one by one and would tear it from its warehouse; "
-            "use torch.nn.parallel.DistributedDataParallel"
-        )
 
 
 def _groups(convolutions: Sequence[Convolution]) -> dict[str, str]:
@@ -264,9 +264,9 @@ def _groups(convolutions: Sequence[Convolution]) -> dict[str, str]:
 
 def _by_warehouse(model: nn.Module, members: Mapping[str, str]) -> dict[str, dict[str, ConvOrLinear]]:
     """Return the layers of each warehouse by name."""
-    groups: dict[str, dict[str, ConvOrLinear]] = {}
+    groups: dict[str, dict[str, ConvOrLinear]] = {group: {} for group in members.values()}
     for name, group in members.items():
-        groups.setdefault(group, {})[name] = survey.get(model, name)
+        groups[group][name] = survey.get(model, name)
     return groups
 
 

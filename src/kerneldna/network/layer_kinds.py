@@ -21,11 +21,6 @@ def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     return "depthwise" if module.groups == module.in_channels else "grouped"
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a convolution or Linear computes what its class says: it has no forward of its own."""
-    return type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
-
-
 def is_shortcut(path: str) -> bool:
     """Whether the name of a module inside a block says that it is on the shortcut."""
     return any(part.startswith(_SHORTCUTS) or part == "proj" for part in path.split("."))

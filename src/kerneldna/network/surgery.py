@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from kerneldna.network.replaceable import irreplaceable
 
 log = logging.getLogger(__name__)
 InputSize = tuple[int, int, int]
@@ -29,10 +31,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Trace:
-    """One run of a network: its modules in the order they finished, and the multiply-accumulates of the whole run."""
+    """One run of a network.
+
+    Attributes:
+        calls: Its modules in the order they finished.
+        macs: The multiply-accumulates of the whole run.
+        irreplaceable: The layers that nothing can stand in for, with the reason (`kerneldna.network.replaceable`).
+    """
 
     calls: tuple[Call, ...]
     macs: int
+    irreplaceable: Mapping[str, str] = field(default_factory=dict)
 
 
 def get(model: nn.Module, name: str) -> nn.Module:
@@ -54,15 +63,22 @@ def get(model: nn.Module, name: str) -> nn.Module:
 
 
 def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place of the sub-module called `name`."""
-    path, _, last = name.rpartition(".")
-    owner = get(model, path) if path else model
-    owner._modules[last] = new
+    """Put `new` in the place of the sub-module called `name`, and in every other place that it stands in."""
+    old = get(model, name)
+    places = [
+        (owner, key) for owner in model.modules() for key, part in owner._modules.items() if part is old
+    ]
+    for owner, key in places:
+        owner._modules[key] = new
 
 
 def skeleton(model: nn.Module) -> nn.Module:
     """Return a copy of `model` on the meta device, in eval mode: the structure without the numbers, at no memory."""
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    # plain attributes too: what weight_norm and its like compute is one, and may be part of a graph, which cannot be copied
+    plain = [
+        value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
+    ]
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *plain]}
     memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
         empty = torch.empty_like(tensor, device="meta")
@@ -82,6 +98,7 @@ def trace(model: nn.Module, input_size: InputSize) -> Trace:
     """
     calls: dict[str, Call] = {}
     handles = []
+    kept = irreplaceable(model)  # before this function's own hooks
 
     def note(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -103,7 +120,7 @@ def trace(model: nn.Module, input_size: InputSize) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(tuple(calls.values()), counter.get_total_flops() // 2)
+    return Trace(tuple(calls.values()), counter.get_total_flops() // 2, kept)
 
 
 def probe(model: nn.Module, input_size: InputSize, *, batch: int = 1) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kerneldna.layers.dynamic import ConvOrLinear
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import is_pixel, is_plain, is_shortcut, kind_of
+from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
 from kerneldna.network.surgery import Call, Trace
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -80,8 +80,8 @@ class Survey:
     Attributes:
         convolutions: In execution order.
         blocks: In execution order.
-        classifier: The last Linear on vectors.
-        skipped: Convolutions that no method can replace, and why.
+        classifier: The last Linear on vectors, if a method can replace it.
+        skipped: Layers that no method can replace, and why.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -110,13 +110,17 @@ def survey(model: nn.Module, traced: Trace) -> Survey:
         last = block or last
         if _may_be_gate(module, call) and not (last and is_pixel(last.output)):
             skipped.append(Skip(name, "it sees one pixel: a gate or a classifier"))
-        elif not is_plain(module):
-            skipped.append(Skip(name, f"{type(module).__name__} has a forward of its own"))
+        elif name in traced.irreplaceable:
+            skipped.append(Skip(name, traced.irreplaceable[name]))
         else:
             role = _role(name, blocks, order=list(layers))
             convolutions.append(Convolution(name, kind_of(module, call.input) or "", role, block))
     vectors = [n for n, c in calls.items() if isinstance(modules[n], nn.Linear) and len(c.input) == 2]
-    return Survey(tuple(convolutions), blocks, vectors[-1] if vectors else None, tuple(skipped))
+    classifier = vectors[-1] if vectors else None
+    if classifier is not None and classifier in traced.irreplaceable:
+        skipped.append(Skip(classifier, traced.irreplaceable[classifier]))
+        classifier = None
+    return Survey(tuple(convolutions), blocks, classifier, tuple(skipped))
 
 
 def get(model: nn.Module, name: str) -> ConvOrLinear:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from kerneldna.layers.marks import Scheduled
 from kerneldna.models import create_model
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
@@ -27,7 +28,7 @@ def recipe(*overrides: str) -> Recipe:
     )
 
 
-class Tiny(nn.Module):
+class Tiny(Scheduled):
     """One convolution, one BatchNorm, a temperature that a schedule moves."""
 
     def __init__(self, num_classes: int = 10) -> None:

@@ -1,0 +1,53 @@
+"""A network built as its config.json describes it: created by name or given, converted, with its classifier, fused, a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kerneldna.conversion.convert import carry_out_, set_state, state_of
+from kerneldna.conversion.plan import Plan
+from kerneldna.deploy.fuse import fuse_as_
+from kerneldna.detection.detectors import create_detector
+from kerneldna.models import create_model
+from kerneldna.reading.shown import said
+
+
+def built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.Module:
+    """Build the network that a config describes, on torch's current device, or out of `model`."""
+    try:
+        model = create_model(**noted["created"]) if model is None else model
+        if noted.get("input_size"):
+            set_state(model, input_size=noted["input_size"])
+        model.eval()
+        if noted.get("plan") and not state_of(model).get("plan"):
+            carry_out_(model, Plan.from_dict(noted["plan"]))
+        if noted.get("head"):
+            network: Any = model
+            network.reset_classifier(**noted["head"])
+        if noted.get("fused") and not state_of(model).get("fused"):
+            fuse_as_(model, noted["fused"])
+        if noted.get("classes"):
+            set_state(model, classes=noted["classes"])
+        return create_detector(model, **noted["detector"]) if noted.get("detector") else model
+    except MemoryError:
+        raise
+    # what is written there reaches the code of timm, torch and the methods, which raise whatever they like
+    except Exception as error:
+        raise ValueError(f"{path} describes no network that can be built: {said(error)}") from error
+
+
+def built_on_meta(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.Module:
+    """Build the network that a config describes without memory for it."""
+    try:
+        with torch.device("meta"):
+            return built(noted, model, path)
+    except ValueError as error:
+        # some networks compute with numbers while they are built
+        if model is not None or "meta tensor" not in str(error):
+            raise
+        return built(noted, model, path)

@@ -1,0 +1,75 @@
+"""`load`: a network out of a folder; shapes are compared before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kerneldna.checkpoint.building import built, built_on_meta
+from kerneldna.checkpoint.folder import (
+    CONFIG,
+    WEIGHTS,
+    check_unchanged,
+    held,
+    read_config,
+    read_header,
+    read_weights,
+)
+from kerneldna.layers.marks import check_loans
+from kerneldna.network import surgery
+from kerneldna.network.tensors import fill_, mismatch, shapes
+
+
+def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
+    """Load a network from a folder that `save` wrote.
+
+    Args:
+        folder: With `config.json` and `model.safetensors`.
+        model: For a network that `create_model` did not make: the same network as it was before its conversion. It is converted
+            (and fused, if the saved one was) in place; of a detector, the network that it was created on.
+
+    Returns:
+        The network or detector with its weights and their types, in eval mode, on the CPU unless `model` is elsewhere.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged or was changed, or the weights are not those of the network; the message says what is
+            missing, too much, or of another shape or type. `model` is then as it was.
+    """
+    config_file, weights_file = Path(folder) / CONFIG, Path(folder) / WEIGHTS
+    noted = read_config(config_file)
+    header = held(read_header(weights_file), noted)
+    if model is None and not noted.get("created"):
+        raise ValueError(
+            f"{config_file} names no network to create: one of your own was saved; in Python, pass it as it was before its "
+            "conversion: kerneldna.load(folder, model=network)"
+        )
+    skeleton = built_on_meta(noted, None if model is None else surgery.skeleton(model), config_file)
+    try:
+        problems = mismatch(shapes(skeleton, header.buffers), header.every)
+    except ValueError as error:
+        raise ValueError(
+            f"{config_file}, same: {error}; restore the file, or save the network again"
+        ) from error
+    if problems:
+        raise ValueError(
+            f"{weights_file} is not the network of {CONFIG}: {'; '.join(problems)}{_other_size(noted, model)}"
+        )
+    check_unchanged(noted, config_file, weights_file)
+    network = built(noted, model, config_file)
+    check_loans(network, "load")
+    fill_(network, held(read_weights(weights_file), noted))
+    return network.eval()
+
+
+def _other_size(noted: Mapping[str, Any], model: nn.Module | None) -> str:
+    wanted = noted["plan"]["before"]["parameters"] if noted.get("plan") else None
+    if model is None or wanted in (None, surgery.parameters_of(model)):
+        return ""
+    return (
+        f"; the plan was made for a network of {wanted:,} parameters, this {type(model).__name__} has "
+        f"{surgery.parameters_of(model):,}: pass the network as it was before its conversion"
+    )

@@ -1,0 +1,123 @@
+"""`save`: a network into a folder, after a look whether `load` could open it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kerneldna.checkpoint.building import built_on_meta
+from kerneldna.checkpoint.folder import CONFIG, FORMAT, WEIGHTS, Config
+from kerneldna.conversion.convert import network_of, state_of
+from kerneldna.files import atomic, write_json
+from kerneldna.layers.marks import check_loans
+from kerneldna.network.likeness import differences
+from kerneldna.network.tensors import Stored, mismatch, shapes, stored
+from kerneldna.reading.checksum import checksum_of_data, checksum_of_file
+from kerneldna.reading.shown import said
+from kerneldna.reading.typed import typed
+
+
+def save(model: nn.Module, folder: str | Path, *, by_name: bool = True) -> Path:
+    """Save `model` to a folder, each file whole or not at all.
+
+    What `create_model` made is built again first, without memory, and compared: what `save` returns from, `load` opens. Of changes
+    made to it since, a new classifier is noted (timm's `reset_classifier`, or another Linear in its place); others are refused.
+    Hooks are not saved.
+
+    Args:
+        model: A network of `create_model`, or any network, converted or not, fused or not, or a detector of `create_detector`.
+        folder: Made if missing; a network in it is overwritten.
+        by_name: Note how `create_model` made the network. False is for one that was changed since: it is then saved as one of your
+            own, and `load` needs `model=`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If `load` could not open it with equal outputs; the message names the layer, tensor or argument. No file is
+            written then.
+    """
+    folder = Path(folder)
+    inside = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+    if inside == "_orig_mod" or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"a {type(model).__name__} was given; save the network in it, model.{inside}")
+    check_loans(model, "save")
+    given = stored(model)
+    noted = _noted(model, given, by_name=by_name)
+    own = checksum_of_data(noted)
+    try:
+        with atomic(folder / WEIGHTS) as part:
+            save_file(dict(given.tensors), part, metadata={"format": "pt"})
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"the weights cannot be stored: {said(error)}") from error
+    checksums = {"config": own, "weights": checksum_of_file(folder / WEIGHTS)}
+    write_json(folder / CONFIG, {**noted, "checksums": checksums})
+    return folder
+
+
+def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[str, Any]:
+    """Return what config.json is to say of `model`; for one made by name, what it describes is compared with it.
+
+    Raises:
+        ValueError: If `load` could not read it, or would build another network of it.
+    """
+    noted = {"format": FORMAT, "kerneldna": version("kerneldna"), **state_of(network_of(model))}
+    if detector := state_of(model).get("detector"):
+        noted["detector"] = detector
+        noted.pop("classes", None)  # of the classifier that the backbone was
+    tensors = {"same": given.same, "buffers": given.buffers, "versions": given.versions}
+    noted |= {name: value for name, value in tensors.items() if value}
+    if not by_name:
+        noted.pop("created", None)
+    try:
+        typed(noted, Config)
+    except ValueError as error:
+        raise ValueError(f"this network cannot be saved, {error}. {_remedy(noted)}") from error
+    if not noted.get("created"):
+        return noted
+    problems = _problems(model, given, noted)
+    if problems and (head := _head_of(network_of(model))) is not None:
+        other = {**noted, "head": head}
+        if len(other.get("classes") or ()) != head["num_classes"]:
+            other.pop("classes", None)  # those of the former classifier
+        if not _problems(model, given, other):
+            return other
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"this {type(model).__name__} is no longer what was created by name, so load could not build it: "
+            f"{'; '.join(problems[:3])}{more}. {_remedy(noted)}"
+        )
+    return noted
+
+
+def _remedy(noted: Mapping[str, Any]) -> str:
+    if noted.get("detector"):
+        return "Make the detector anew with create_detector and the names of its classes, and load the weights that fit"
+    return "save(model, folder, by_name=False) saves a network as one of your own, which load(folder, model=...) opens"
+
+
+def _problems(model: nn.Module, given: Stored[Tensor], noted: Mapping[str, Any]) -> list[str]:
+    """Say in what the network that `noted` describes differs from `model`."""
+    with torch.random.fork_rng(devices=[]):
+        built = built_on_meta(noted, None, Path(CONFIG))
+    found = {name: (tuple(value.shape), value.is_floating_point()) for name, value in given.every.items()}
+    return [*mismatch(shapes(built, given.buffers), found), *differences(built, model)]
+
+
+def _head_of(network: nn.Module) -> dict[str, int] | None:
+    """Return what `reset_classifier` of a timm network is to be called with for the classifier that it has now."""
+    get: Any = getattr(network, "get_classifier", None)
+    if not callable(get) or not callable(getattr(network, "reset_classifier", None)):
+        return None
+    classifier = get()
+    if isinstance(classifier, nn.Linear):
+        return {"num_classes": classifier.out_features}
+    return {"num_classes": 0} if isinstance(classifier, nn.Identity) else None
