@@ -17,7 +17,11 @@ def evaluate(
         ),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="Runtime for an exported file. Default: by its suffix.")
+        str | None,
+        typer.Option(
+            help="Runtime for an exported file. Default: by its suffix; a .pt2 file needs torch_export or aot_inductor, and runs "
+            "code when it is opened: evaluate only one that you trust."
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Other images: a folder or a hub name. Default: the run's own.")
@@ -32,6 +36,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a trained network, or an exported file, on the validation images of its recipe."""
     import kerneldna as kd
+    from kerneldna.deploy.export import runtime_of
     from kerneldna.recipes.recipe import load_recipe
     from kerneldna.training.evaluate import evaluate
     from kerneldna.training.run_folder import RunFolder
@@ -40,7 +45,7 @@ def evaluate(
     folder.recipe()
     recipe = load_recipe(folder.recipe_file, overrides=[f"data.source={data}"] if data else [])
     if model is not None and model.is_file():
-        network = kd.load_exported(model, runtime=runtime)
+        network = kd.load_exported(model, runtime=runtime or runtime_of(model, option="--runtime "))
     else:
         network = kd.load(model or folder.model_dir)
     figures = evaluate(network, recipe, detections=detections, progress=progress)

@@ -14,7 +14,13 @@ def export(
         Path | None,
         typer.Option(help="File to write. Default: RUN/model, or RUN/PART, with the runtime's suffix."),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="Runtime that the file is for (kdna list runtimes).")] = "onnx",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="Runtime that the file is for (kdna list runtimes). A .pt2 file of torch_export or aot_inductor runs code when it "
+            "is opened: share it with those who trust you."
+        ),
+    ] = "onnx",
     mode: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +41,9 @@ def export(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Number of training images to calibrate on.")] = 512,
     batch: Annotated[int | None, typer.Option(help="A fixed batch size. Default: dynamic.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset. Default: the exporter's own.")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset, 13 or newer. Default: the exporter's own.")
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(

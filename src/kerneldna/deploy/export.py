@@ -144,9 +144,11 @@ def load_exported(
 ) -> Callable[[Any], Any]:
     """Open a file that `export` wrote, to run it on the CPU.
 
+    A `.pt2` file runs code when it is opened: open only one that you trust.
+
     Args:
         path: The file.
-        runtime: What runs it; by default the one whose files end like this one, torch_export for a `.pt2`.
+        runtime: What runs it; by default the one whose files end like this one. A `.pt2` may be of two, and needs it.
         threads: How many threads it may use; by default all cores. torch's own runtimes follow `torch.set_num_threads`.
         precision: "fp32", or "bf16" where the runtime can.
 
@@ -157,21 +159,42 @@ def load_exported(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If no runtime's files end like this one.
+        ValueError: If no runtime's files end like this one, or those of several do and none is given.
         ModuleNotFoundError: If the runtime is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; give a file that export wrote")
-    # an AOTInductor package ends as a file of torch_export does: the later name stands
-    known = {runtimes.get(name).suffix: name for name in runtimes.names()}
-    if runtime is None and path.suffix not in known:
-        raise ValueError(
-            f"no runtime's files end in {path.suffix!r}; expected one of {', '.join(sorted(known))}"
-        )
-    target: type[Runtime] = runtimes.get(runtime or known[path.suffix])
+    target: type[Runtime] = runtimes.get(runtime or runtime_of(path))
     require(target)
     return target.open(path, threads=threads, precision=precision)
+
+
+def runtime_of(path: str | Path, *, option: str = "runtime=") -> str:
+    """Return the name of the runtime that writes files with this ending.
+
+    Args:
+        path: The file.
+        option: How the runtime is said where one has to be, for the message.
+
+    Raises:
+        ValueError: If none does, or several do.
+    """
+    suffix = Path(path).suffix
+    endings: dict[str, list[str]] = {}
+    for name in runtimes.names():
+        endings.setdefault(runtimes.get(name).suffix, []).append(name)
+    if suffix not in endings:
+        raise ValueError(
+            f"no runtime's files end in {suffix!r}; expected one of {', '.join(sorted(endings))}"
+        )
+    names = endings[suffix]
+    if len(names) > 1:
+        raise ValueError(
+            f"{suffix} files are written by {' and '.join(names)}; say by which this one was, with {option}{names[0]} or "
+            f"{option}{names[1]}. Such a file runs code when it is opened: open it only if you trust it"
+        )
+    return names[0]
 
 
 def _shown(

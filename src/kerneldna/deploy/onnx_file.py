@@ -17,13 +17,12 @@ from kerneldna.deploy.calibrate import batches
 from kerneldna.deploy.detector_export import detect, is_detector, traced
 from kerneldna.deploy.expand import drop_unused
 from kerneldna.deploy.graph import exported_program
+from kerneldna.deploy.onnx_opset import OLDEST, WRITTEN, lower_
 from kerneldna.deploy.onnx_quantize import quantize
 from kerneldna.deploy.runtime import CLASSES, Request, knowing
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
-
-OLDEST = 18  # the exporter writes no older opset
 
 
 class OnnxFile:
@@ -45,7 +44,7 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
         request: Storage, compute, shared kernels and the rest.
 
     Raises:
-        ValueError: If the opset is unknown.
+        ValueError: If the opset is unknown, or has no words for the network.
         RuntimeError: If torch cannot write the detector.
     """
     import onnx
@@ -104,8 +103,9 @@ def _parts(batch: Tensor, size: int | None) -> tuple[Tensor, ...]:
 def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
     from onnx.defs import onnx_opset_version
 
-    if request.opset is not None and not OLDEST <= request.opset <= onnx_opset_version():
-        raise ValueError(f"opset {request.opset} was given; expected {OLDEST} to {onnx_opset_version()}")
+    opset = request.opset
+    if opset is not None and not OLDEST <= opset <= onnx_opset_version():
+        raise ValueError(f"opset {opset} was given; expected {OLDEST} to {onnx_opset_version()}")
     # exported by itself first, so that a layer's own error is not wrapped in the ONNX exporter's
     exported = exported_program(model, x, dynamic=request.dynamic)
     with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
             (),
             input_names=["images"],
             output_names=_output_names(exported),
-            opset_version=request.opset,
+            opset_version=None if opset is None else max(opset, WRITTEN),
             dynamo=True,
             verbose=False,
         )
@@ -123,6 +123,8 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
         raise RuntimeError("torch.onnx.export returned no program")
     proto = program.model_proto
     _pool_globally_(proto.graph)
+    if opset is not None and opset < WRITTEN:
+        lower_(proto, opset)
     return proto
 
 

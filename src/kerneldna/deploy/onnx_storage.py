@@ -85,7 +85,7 @@ def shrink(
                 matrices = [matrix.cpu().numpy() for matrix in kernel.mixes.get(user, ())]
                 base = store.mix(name, source, matrices, values.shape, turned=turned) if matrices else source
                 if quantized:
-                    store.derive_int8(name, base, own, axis=int(turned))
+                    store.derive_int8(name, base, own, dimensions=values.ndim)
                 else:
                     store.derive(name, base, own)
     if storage != "fp32":  # where quantized, what was left in float: the gates
@@ -173,14 +173,24 @@ class _Store:
         else:
             self._node("Mul", [source, product], name)
 
-    def derive_int8(self, name: str, source: str, factors: list[Array], *, axis: int) -> None:
-        """Let the quantized initializer of `name` be `source` times `factors`, on the scale it was quantized with."""
+    def derive_int8(self, name: str, source: str, factors: list[Array], *, dimensions: int) -> None:
+        """Let the quantized initializer of `name` be `source` times `factors`, on the scale it was quantized with.
+
+        Args:
+            name: The initializer.
+            source: A kernel.
+            factors: Each of the kernel's dimensions.
+            dimensions: How many those are; a parent without a norm behind it has no factors.
+        """
         from onnx import numpy_helper
 
-        scale = next(t for t in self.graph.initializer if t.name == f"{name}_scale")
-        shape = [1] * factors[0].ndim if factors else [1]
-        shape[axis] = -1
+        scale = next((t for t in self.graph.initializer if t.name == f"{name}_scale"), None)
+        if scale is None:  # its layer was left in float
+            self.derive(name, source, factors)
+            return
         inverse = 1 / numpy_helper.to_array(scale).astype(np.float64)
+        shape = [1] * dimensions
+        shape[self._axis(f"{name}_quantized")] = inverse.size
         self.derive(f"{name}.steps", source, [*factors, inverse.reshape(shape)])
         rounded = self._node("Round", [f"{name}.steps"], f"{name}.rounded")
         bounds = [
@@ -219,6 +229,15 @@ class _Store:
         del self.graph.node[:]
         self.graph.node.extend([*self.nodes, *old])
         drop_unused(self.graph)
+
+    def _axis(self, quantized: str) -> int:
+        """Return the axis that an int8 weight has a scale for each slice of; 0 where it has one for all."""
+        reader = next(
+            node
+            for node in self.graph.node
+            if node.op_type == "DequantizeLinear" and node.input[0] == quantized
+        )
+        return next((attribute.i for attribute in reader.attribute if attribute.name == "axis"), 0)
 
     def _stored(self, name: str, values: Array, out: str, *, axis: int) -> str:
         if self.storage == "fp32":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+from zipfile import BadZipFile, ZipFile
 
 from torch import Tensor, nn
 
@@ -82,6 +83,27 @@ class TorchFile:
     storages: ClassVar[tuple[str, ...]] = ("fp32",)
     computes: ClassVar[tuple[str, ...]] = ("fp32",)
     opsets: ClassVar[bool] = False
+
+
+def is_compiled(path: str | Path) -> bool:
+    """Whether a `.pt2` file is a package of compiled code, AOTInductor's; only the names of what lies in it are read."""
+    try:
+        with ZipFile(path) as archive:
+            return any("/aotinductor/" in name for name in archive.namelist())
+    except (BadZipFile, OSError):
+        return False
+
+
+def refuse_other(path: str | Path, *, given: str, other: str) -> None:
+    """Refuse a file that another of torch's runtimes wrote.
+
+    Raises:
+        ValueError: If it did.
+    """
+    if is_compiled(path) != (given == "aot_inductor"):
+        raise ValueError(
+            f"{str(path)!r} was not written by runtime {given!r}; open it with runtime {other!r}"
+        )
 
 
 def knowing(run: Any, classes: str | None) -> Any:

@@ -22,12 +22,13 @@ from kerneldna.analysis.spatial import spatial_attentions
 from kerneldna.checkpoint import WEIGHTS
 from kerneldna.conversion.convert import describe, input_size_of, plan_of
 from kerneldna.deploy.prepare import fused
+from kerneldna.deploy.runtime import is_compiled
 from kerneldna.network import surgery
 from kerneldna.report.run_report import Curves, RunReport
 from kerneldna.training.run_folder import RunFolder
 
 BATCH = 8
-ENDINGS = {".onnx": "ONNX", ".pt2": "torch.export"}
+ENDINGS = (".onnx", ".pt2")
 # a network with fewer dense layers than this is compared by its pointwise layers too
 DENSE = 4
 
@@ -108,7 +109,8 @@ def exported_files(folder: RunFolder) -> dict[str, int]:
     made = {"fused, model.safetensors": folder.path / "fused" / WEIGHTS}
     for path in sorted(folder.path.iterdir()):
         if path.suffix in ENDINGS:
-            made[f"{ENDINGS[path.suffix]}, {path.name}"] = path
+            torch_s = "AOTInductor" if is_compiled(path) else "torch.export"
+            made[f"{'ONNX' if path.suffix == '.onnx' else torch_s}, {path.name}"] = path
     sizes = {what: path.stat().st_size for what, path in made.items() if path.is_file()}
     checkpoint = (folder.model_dir / WEIGHTS).stat().st_size
     return {"model.safetensors": checkpoint, **sizes} if sizes else {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.graph import exported_program
-from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32
+from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32, refuse_other
 from kerneldna.registry import runtimes
 
 
@@ -42,9 +42,10 @@ class AotInductor(TorchFile):
     def open(
         path: str | Path, *, threads: int | None = None, precision: str = "fp32"
     ) -> Callable[[Tensor], Tensor | list[Tensor]]:
-        """Return a function that runs the package; `threads` are torch's own, set by `torch.set_num_threads`."""
+        """Return a function that runs the package, compiled code; `threads` are torch's own, set by `torch.set_num_threads`."""
         from torch._inductor import aoti_load_package
 
         only_fp32(AotInductor, precision)
+        refuse_other(path, given="aot_inductor", other="torch_export")
         package = aoti_load_package(str(path))
         return knowing(torch.no_grad()(package), package.get_metadata().get(CLASSES))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.graph import exported_program
-from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32
+from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32, refuse_other
 from kerneldna.registry import runtimes
 
 
@@ -30,8 +30,9 @@ class TorchExport(TorchFile):
     def open(
         path: str | Path, *, threads: int | None = None, precision: str = "fp32"
     ) -> Callable[[Tensor], Tensor | list[Tensor]]:
-        """Return a function that runs the file; `threads` are torch's own, set by `torch.set_num_threads`."""
+        """Return a function that runs the file, and the code in it; `threads` are torch's own, set by `torch.set_num_threads`."""
         only_fp32(TorchExport, precision)
+        refuse_other(path, given="torch_export", other="aot_inductor")
         extra = {CLASSES: ""}
         network = torch.export.load(path, extra_files=extra).module()
         return knowing(torch.no_grad()(network), extra[CLASSES])
