@@ -22,6 +22,8 @@ ROW = re.compile(r"^\| (`.+?`) \|", re.MULTILINE)
 # kerneldna/__init__.py is the table of contents: it may import all, and only the command line imports it.
 LIBRARY = "kerneldna"
 SHELL = "kdna"
+# What every command prints through.
+SHARED = ("kdna.terminal", "kdna.wording")
 # A folder that is a set: its members are found by their file name and never import each other.
 SETS = ("methods", "data.datasets", "deploy.runtimes", "training.tasks")
 
@@ -80,7 +82,9 @@ def import_problem(module: str, target: str, rooms: dict[str, int]) -> str | Non
     if there not in rooms:
         return "a room without a row in the table of docs/architecture.md; add one, or correct the name"
     if here == there == SHELL:
-        return None if module == SHELL else "another command; commands share what the library offers"
+        if module == SHELL or target in SHARED:
+            return None
+        return "another command; commands share what the library offers"
     if there == here:
         if set_of(target) and module != f"{LIBRARY}.{set_of(target)}":
             return "a member of a set, found by its file name alone; ask the registry instead"

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.terminal import say, show_table
+
 
 def bench(
     networks: Annotated[
@@ -75,8 +77,6 @@ def bench(
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
     """Compare sizes, latency, throughput, training steps and memory of networks, timed in turn, in one or several runtimes."""
-    from rich.console import Console
-
     from kerneldna.benchmark import compare
     from kerneldna.benchmark.networks import parse, with_accuracy
     from kerneldna.benchmark.workloads import Setup
@@ -103,12 +103,9 @@ def bench(
     )  # fmt: skip
     if out is not None:
         write_json(out, report.to_dict())
-    table, console = _table(report), Console(highlight=False)
-    # a line that wraps can be read, a figure that is cut cannot
-    console.width = max(console.width, Console(width=1000).measure(table).maximum)
-    console.print(table, markup=False)
+    _print_table(report)
     for line in _notes(report):
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)
     if all(row.latency is None for row in report.rows):
         raise RuntimeError("no network could be timed; the reasons are above")
     if figure is not None:
@@ -133,9 +130,7 @@ def _accuracies(items: list[str]) -> dict[str, float]:
     return found
 
 
-def _table(report: Any) -> Any:
-    from rich.table import Table
-
+def _print_table(report: Any) -> None:
     setup, rows = report.setup, report.rows
     steps = f"batch {setup.large}"
     columns = {
@@ -157,13 +152,9 @@ def _table(report: Any) -> Any:
     form = f"{setup.precision}, {setup.threads} CPU thread{'s' * (setup.threads > 1)}, medians of {report.rounds} rounds"
     if (setup.storage, setup.compute) != ("fp32", "fp32"):
         form = f"files {setup.storage} stored, {setup.compute} computed; {form}"
-    table = Table(title=f"{report.device}, {form}", title_justify="left")
     cells = {head: texts for head, cell in columns.items() if any(texts := [cell(row) for row in rows])}
-    for head in cells:
-        table.add_column(head, justify="left" if head in ("network", "runtime") else "right", no_wrap=True)
-    for texts in zip(*cells.values(), strict=True):
-        table.add_row(*(text or "" for text in texts))
-    return table
+    lines = [[text or "" for text in texts] for texts in zip(*cells.values(), strict=True)]
+    show_table(list(cells), lines, title=f"{report.device}, {form}", left=("network", "runtime"))
 
 
 def _notes(report: Any) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.terminal import say, show_table
+
 RECIPES = {"plain": "resnet18-digits", "KernelDNA": "resnet18-kerneldna-digits"}
 NOTE = "A plain and a KernelDNA ResNet18 of quarter width, trained side by side on scanned digits, 32 x 32 pixels."
 
@@ -20,28 +22,23 @@ def demo(
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
     """Train a plain and a KernelDNA ResNet18 on scanned digits, export and fuse both, compare them in report.html."""
-    from rich.console import Console
-
     from kerneldna.report import summary
     from kerneldna.report.page import report
 
     _require("onnx", "onnxscript", "onnxruntime")
-    console = Console(highlight=False)
     outcomes = []
     for label, name in RECIPES.items():
-        console.print(f"[bold]{label}[/]: {name}")
+        say(f"{label}: {name}")
         outcomes.append(_train(label, name, out / name, epochs=epochs, progress=progress))
     runs = summary.timed(
         [each.run for each in outcomes], [each.fused for each in outcomes], progress=progress
     )
     page = out / "report.html"
     report(runs, page, title="kerneldna demo", note=NOTE, command="kdna demo")
-    console.print(_table(runs))
+    _print_figures(runs)
     worst = max(each.onnx_difference for each in outcomes)
-    console.print(
-        f"The ONNX files match PyTorch at batch 1, 2 and 7: largest relative difference {worst:.1e}."
-    )
-    console.print(f"Open [bold]{page}[/] in a browser.", soft_wrap=True)
+    say(f"The ONNX files match PyTorch at batch 1, 2 and 7: largest relative difference {worst:.1e}.")
+    say(f"Open {page} in a browser.")
     return {
         "report": str(page),
         **{run.name: {"top1": run.top1, "parameters": run.parameters} for run in runs},
@@ -78,14 +75,10 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     return _Outcome(replace(run, top1=top1, files=summary.exported_files(folder)), model, difference)
 
 
-def _table(runs: list[Any]) -> Any:
-    from rich.table import Table
-
-    table = Table(title="ResNet18 at quarter width, 32 x 32 pixels")
-    for head in ("", "parameters", "M MAC", "file, KiB", "accuracy", "CPU latency"):
-        table.add_column(head, justify="left" if not head else "right", no_wrap=True)
-    for run in runs:
-        table.add_row(
+def _print_figures(runs: list[Any]) -> None:
+    heads = ("", "parameters", "M MAC", "file, KiB", "accuracy", "CPU latency")
+    rows = [
+        (
             run.name,
             f"{run.parameters:,}",
             f"{run.macs / 1e6:.1f}",
@@ -93,7 +86,9 @@ def _table(runs: list[Any]) -> Any:
             f"{run.top1:.1%}",
             f"{run.latency_ratio:.2f} x plain",
         )
-    return table
+        for run in runs
+    ]
+    show_table(heads, rows, title="ResNet18 at quarter width, 32 x 32 pixels")
 
 
 def _require(*packages: str) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.terminal import show_table
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train.")],
@@ -56,13 +58,10 @@ def evaluate(
 
 def _print_precision(figures: dict[str, float]) -> None:
     """Print COCO's figures as a table: boxes and masks, in per cent as papers print them."""
-    from rich.console import Console
-    from rich.table import Table
-
     sizes = {"AP": "", "AP50": "50", "AP75": "75", "APS": "s", "APM": "m", "APL": "l"}
-    table = Table("", *sizes)
+    rows = []
     for kind in ("box", "mask"):
         if f"{kind}_ap" in figures:
             values = (figures.get(f"{kind}_ap{size}") for size in sizes.values())
-            table.add_row(kind, *("-" if value is None else f"{100 * value:.1f}" for value in values))
-    Console().print(table)
+            rows.append([kind, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
+    show_table(["", *sizes], rows)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.terminal import say
+
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A timm network, a run folder, or a model folder.")],
@@ -20,12 +22,11 @@ def inspect(
     stem: Annotated[str, typer.Option(help="default, or small for images of 32 px.")] = "default",
 ) -> dict[str, Any]:
     """Print which layers are parents and which are children, and parameters, bytes and multiply-accumulates before and after."""
-    import yaml
-
     import kerneldna as kd
+    from kerneldna.recipes.recipe import read_value
     from kerneldna.training.opened_run import OpenedRun
 
-    options = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in set_ or [])}
+    options = {key: read_value(value) for key, _, value in (item.partition("=") for item in set_ or [])}
     if Path(model).is_dir():
         network = OpenedRun(model).network()
     else:
@@ -33,9 +34,9 @@ def inspect(
     plan = kd.plan_of(network)
     described = kd.describe(network)
     if plan is not None:
-        print(plan)
+        say(str(plan))
     if plan is None or described.part or described.fused:
-        print(described)
+        say(str(described))
     size = described.size
     return {
         "model": model,

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.terminal import say
+
 KINDS = ("models", "methods", "recipes", "datasets", "runtimes")
 
 
@@ -22,5 +24,5 @@ def listing(
     lists = {"models": list_models, "recipes": list_recipes}
     names = lists[kind]() if kind in lists else getattr(registry, kind).names()
     for name in names:
-        print(name)
+        say(name)
     return {kind: names}

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.terminal import say
+
 
 def report(
     runs: Annotated[
@@ -62,7 +64,7 @@ def report(
         note=" ".join(note for note in notes if note),
         command=shlex.join(["kdna", "report", *runs, *([] if cka else ["--no-cka"])]),
     )
-    print(f"Open {out} in a browser.")
+    say(f"Open {out} in a browser.")
     return {
         "report": str(out),
         **{run.name: {"top1": round(run.top1, 6), "parameters": run.parameters} for run in found},

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.terminal import say, show_table
+
 NAMES = {"base": None, "kw": "kernelwarehouse", "kdna": "kerneldna"}
 NOTES = {
     (
@@ -50,29 +52,24 @@ def table(
     number: Annotated[int, typer.Argument(help="The paper's table: 1 to 5.")] = 1,
 ) -> dict[str, Any]:
     """Print the sizes of a paper's table as this library counts them, next to the paper's figures."""
-    from rich.console import Console
-    from rich.table import Table
-
     rows = _read(number)
     count = _count_detector if number == 2 else _count_classifier
     counts = [count(*_network(number, row)) for row in rows]
     keys = [key for key in rows[0] if key in NAMING + FIGURES]
-    page = Table(title=f"Table {number}: the paper's figures and ours", title_justify="left")
-    for head in (*keys, *(COUNTED[key] for key in counts[0])):
-        page.add_column(head, justify="left" if head in ("backbone", "method", "pattern") else "right")
-    found, notes = [], []
+    found, notes, cells = [], [], []
     for row, counted in zip(rows, counts, strict=True):
         found.append({**{key: row[key] for key in keys}, **counted})
         shown = [f"{value / 1e9:.2f}" if key == "macs" else f"{value:,}" for key, value in counted.items()]
         if note := NOTES.get((row.get("backbone", ""), row.get("method", ""))) if number == 1 else None:
             notes.append(f"{row['backbone']} {row['method']}: {note}")
             shown[0] += f" [{len(notes)}]"
-        page.add_row(*(row[key] for key in keys), *shown)
-    console = Console(highlight=False, width=120)
-    console.print(page, markup=False)
+        cells.append([*(row[key] for key in keys), *shown])
+    heads = [*keys, *(COUNTED[key] for key in counts[0])]
+    title = f"Table {number}: the paper's figures and ours"
+    show_table(heads, cells, title=title, left=("backbone", "method", "pattern"))
     for i, note in enumerate(notes, 1):
-        console.print(f"[{i}] {note}", markup=False)
-    console.print(DETECTORS if number == 2 else CLASSIFIERS, markup=False)
+        say(f"[{i}] {note}")
+    say(DETECTORS if number == 2 else CLASSIFIERS)
     return {"table": number, "rows": found}
 
 

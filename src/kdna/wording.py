@@ -13,6 +13,8 @@ from typing import Any
 
 from typer.models import OptionInfo
 
+from kdna.terminal import printable
+
 # What a command calls otherwise than the library; `{}` is the value, words without it take none.
 _OTHERWISE = {
     "demo": {"run_dir": "--out", "resume": "the same command"},
@@ -64,7 +66,7 @@ class Formatter(logging.Formatter):
         self._command = command
 
     def format(self, record: logging.LogRecord) -> str:
-        return spoken(super().format(record), self._command)
+        return printable(spoken(super().format(record), self._command))
 
 
 def _options(command: Callable[..., Any]) -> dict[str, str]:

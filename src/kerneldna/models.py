@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import timm
@@ -160,9 +160,14 @@ def list_methods() -> list[str]:
 
 def _method(method: str, backbone: str, options: Mapping[str, Any]) -> Method:
     """Return the recipe of a method for a backbone, with options that are checked first."""
-    kind = methods.get(method)
-    checked = typed_fields(options, kind, "options") if is_dataclass(kind) else options
-    return methods.get(method).recipe(backbone, **checked)
+    kind: Any = methods.get(method)
+    if is_dataclass(kind):
+        known = [field.name for field in fields(kind)]
+        for name in options:
+            if name not in known:
+                raise ValueError(suggest(f"option of {method}", name, known))
+        options = typed_fields(options, kind, f"options of {method}")
+    return methods.get(method).recipe(backbone, **options)
 
 
 def _backbone(name: str, width: float, **timm_args: Any) -> nn.Module:

@@ -1,0 +1,129 @@
+"""How a command ends: its result as one line of JSON, or what went wrong in one message, an exit code, and a traceback if asked.
+
+0 done, 1 an error, 2 a wrong call, 130 stopped by Ctrl-C, 141 whoever read the output is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kdna.terminal import ReaderGoneError, say, tell
+from kdna.wording import Formatter, spoken
+
+FLAG = "--traceback"
+HINT = f"{FLAG} shows where"
+_WANTED: ContextVar[bool] = ContextVar("_WANTED", default=False)
+
+_WORDED = (ValueError, OSError, ModuleNotFoundError, RuntimeError)
+_OF_PYTHON = (NotImplementedError, RecursionError, UnicodeError)
+_ERRNO = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "give a place that can be written to",
+    errno.ENOSPC: "the disk is full; free some of it",
+    errno.EDQUOT: "the quota is used up; free some of it",
+    errno.EISDIR: "give a file",
+    errno.ENOTDIR: "give a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle",
+    errno.EMFILE: "too many files are open; give fewer workers, or raise ulimit -n",
+}
+
+
+class Commands(TyperGroup):
+    """Takes --traceback anywhere: one who reads of it in an error puts it behind the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        if FLAG in args[:end]:
+            args = [FLAG, *(word for word in args[:end] if word != FLAG), *args[end:]]
+        return super().parse_args(ctx, args)
+
+
+def settings(
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            FLAG, help="Show the traceback of an error, as KDNA_TRACEBACK=1 in the environment does."
+        ),
+    ] = False,
+) -> None:
+    """Take the options of the whole command line."""
+    _WANTED.set(traceback)
+
+
+def reported(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Return the command with its result printed as one line of JSON, and its errors in words."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(Formatter(command))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
+        logging.getLogger("kerneldna").setLevel(logging.INFO)
+        try:
+            result = command(**arguments)
+            from kerneldna.files import to_json
+
+            say(to_json(result))
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt as stop:
+            tell("stopped", spoken(str(stop), command))
+            raise typer.Exit(130) from None
+        except ReaderGoneError:
+            raise typer.Exit(141) from None
+        except Exception as error:
+            if _WANTED.get() or os.environ.get("KDNA_TRACEBACK"):
+                raise
+            tell("error", spoken(worded(error), command))
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def worded(error: Exception) -> str:
+    """Return the message of an error: this project's own as it is, others' first line with the type and where to look."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"the memory is full ({_line(error)}); give a smaller batch or smaller images, or fewer workers"
+        )
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        remedy = _ERRNO.get(error.errno, HINT)
+        return f"'{os.fsdecode(error.filename)}': {os.strerror(error.errno).lower()}; {remedy}"
+    if isinstance(error, ModuleNotFoundError) and not _is_own(error):
+        return f"{error}; pip install 'kerneldna[all]' installs what its commands need"
+    own = isinstance(error, _WORDED) and not isinstance(error, _OF_PYTHON) and _is_own(error)
+    return str(error) if own and str(error) else f"{_line(error)}; {HINT}"
+
+
+def _line(error: Exception) -> str:
+    """Return an error's type and first line; of one that a process of the data loader passed on, those of its own error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Original Traceback" in str(error):
+        return _cut(lines[-1])
+    # a line that ends in a colon announces the next
+    text = " ".join(lines[: 1 + (bool(lines) and lines[0].endswith(":"))])
+    return _cut(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 400 else f"{text[:400]}..."
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether code of this project raised the error, which then says what to do."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    where = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__"))
+    return where.partition(".")[0] in ("kerneldna", "kdna")
