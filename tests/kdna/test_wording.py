@@ -106,7 +106,7 @@ def folders(tmp_path_factory):
         (["inspect", "resnet18", "--set", "spatial=false"], "without the name of a method in --method"),
         (
             ["inspect", "resnet18", "--method", "cgc", "--set", "eligible=1"],
-            "unknown key 'eligible'",
+            "unknown option of cgc 'eligible'",
         ),
         (
             ["inspect", "resnet18", "--method", "kerneldna", "--set", "eligible=depthwise"],
