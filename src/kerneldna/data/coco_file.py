@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kerneldna.data.outlines import MAX_SIDE, finite, read_outline
+from kerneldna.reading.text import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ def _malformed(path: Path, problem: str) -> ValueError:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an annotation file, its three lists checked to be lists of objects."""
+    check_file(path)
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

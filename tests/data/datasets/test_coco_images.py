@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from coco_folder import write_coco
+from kerneldna.data.dataset import open_data
 from kerneldna.data.datasets.coco import CocoSplit
+from kerneldna.data.fingerprint import fingerprint
 
 
 def opened(root: Path, orientation: int, *, size: tuple[int, int]) -> CocoSplit:
@@ -40,3 +44,24 @@ def opened(root: Path, orientation: int, *, size: tuple[int, int]) -> CocoSplit:
 def test_the_annotated_size_says_which_way_up_an_image_is(tmp_path, orientation, size, red):
     image, objects = opened(tmp_path, orientation, size=size)[0]
     assert (image.size, image.getpixel(red), objects.size) == (size, (255, 0, 0), size[::-1])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes in folders")
+def test_loops_of_links_and_pipes(tmp_path):
+    root = write_coco(tmp_path)
+    (root / "train2017" / "loop").symlink_to(root)
+    path = root / "train2017" / "000000000100.png"
+    path.unlink()
+    os.mkfifo(path)
+    data = open_data(str(root))
+    with pytest.raises(
+        ValueError, match=rf"cannot read image {path} \(it is a folder, a pipe or a device; give a file"
+    ):
+        data.train[0]
+    assert fingerprint(data)["train"]["hashes"][0] == "unread"
+    file = root / "annotations" / "instances_val2017.json"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match=rf"{file} is a pipe or a device; expected a file"):
+        open_data(str(root))
