@@ -89,8 +89,8 @@ class Renumbered:
     @property
     def category_ids(self) -> tuple[int | None, ...]:
         """The category of the annotation file that each label stands for, label 1 first; None for none."""
-        own = self.split.category_ids
-        places = dict(zip(self.numbers.tolist(), own, strict=True))
+        # a split renumbered before may know fewer categories than there are classes, and ends with its last
+        places = dict(zip(self.numbers.tolist(), self.split.category_ids, strict=False))
         return tuple(places.get(number) for number in range(max(places) + 1))
 
     def content(self, index: int) -> tuple[Any, Any]:

@@ -165,7 +165,8 @@ class Detection(Task):
                 norm.requires_grad_(False)
 
     def _norms(self) -> list[nn.Module]:
-        body: Any = self.model.backbone
+        # the function of an exported file has none
+        body: Any = getattr(self.model, "backbone", nn.Module())
         return [module for module in body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
