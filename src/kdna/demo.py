@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -68,7 +68,8 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     train(recipe, run_dir=folder.path, resume=True, progress=progress)
     model = checkpoint.load(folder.model_dir)
     run = summary.summarize(label, model, [folder])
-    difference = kd.export(model, folder.path / "model.onnx", progress=progress).difference
+    written = kd.export(model, folder.path / "model.onnx", progress=progress)
+    difference = cast(float, written.difference)  # of a classifier always a number
     kd.fuse_(model)
     checkpoint.save(model, folder.path / "fused")
     top1 = evaluate(model, recipe)["top1"]

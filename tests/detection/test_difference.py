@@ -60,5 +60,6 @@ def test_what_is_not_a_number_is_far_apart():
 def test_a_share_may_go_astray(share, expected):
     differences = [torch.zeros(60), torch.cat([torch.ones(1), torch.zeros(39)])]
     assert detection_difference(differences, share) == expected
-    assert detection_difference([torch.zeros(0)], share) == 0
+    assert detection_difference([torch.zeros(0), torch.zeros(0)], share) is None
+    assert detection_difference([], share) is None
     assert detection_difference([torch.tensor([0.0, 0.5])], share) == 0.5

@@ -159,8 +159,8 @@ def detect(session: Any) -> Detect | None:
 
 
 @torch.no_grad()
-def difference(detector: nn.Module, run: Detect, images: Images, storage: str) -> float:
-    """Return how far what `run` finds is from what `detector` finds: `detection_difference`."""
+def difference(detector: nn.Module, run: Detect, images: Images, storage: str) -> float | None:
+    """Return how far what `run` finds is from what `detector` finds, `detection_difference`; None where both find nothing."""
     keeper: Any = getattr(detector, "roi_heads", detector)
     apart = []
     for image in images:
@@ -169,11 +169,13 @@ def difference(detector: nn.Module, run: Detect, images: Images, storage: str) -
         height, width = image.shape[1:]
         limits = {"least": keeper.score_thresh, "most": keeper.detections_per_img}
         apart.append(detection_differences(expected, found, size=(height, width), **limits))
-    if not any(map(len, apart)):
+    found = detection_difference(apart, SHARES[storage])
+    if found is None:
         log.warning(
-            "nothing was found in the images that the file was compared on; pass some with objects in them by images="
+            "the file was not compared with PyTorch: neither found anything in %d images; pass some with objects in them by images=",
+            len(images),
         )
-    return detection_difference(apart, SHARES[storage])
+    return found
 
 
 def backbone_of(detector: nn.Module, part: str) -> nn.Module:

@@ -38,12 +38,13 @@ class Exported:
         path: The file.
         bytes: Its size, files that belong to it included.
         difference: The largest difference to PyTorch, as a fraction of the largest output; of a whole detector, the difference
-            that 95 % of its detections keep within, half of them where weights are rounded (`kerneldna.detection.difference`).
+            that 95 % of its detections keep within, half of them where weights are rounded (`kerneldna.detection.difference`). None
+            where nothing was compared, as neither detected anything in the images.
     """
 
     path: Path
     bytes: int
-    difference: float
+    difference: float | None
 
 
 def export(
@@ -126,7 +127,7 @@ def export(
         difference = _difference(target, file, fused, shown, batches, storage)
         limits = detector_export.TOLERANCES if whole else TOLERANCES
         limit = limits["int8" if compute == "int8" else storage]
-        if not difference <= limit:
+        if difference is not None and not difference <= limit:
             of = "in too many detections" if whole else "of the largest output"
             raise ValueError(
                 f"{runtime} differs from PyTorch by {difference:.1e} {of}, more than {limit:.0e} allows; nothing was written"
@@ -135,7 +136,8 @@ def export(
         total = sum(other.stat().st_size for other in written)
         for other in written:
             other.replace(path.parent / other.name)
-    log.info("wrote %s; largest relative difference to PyTorch %.1e", path, difference)
+    said = "not compared" if difference is None else f"{difference:.1e}"
+    log.info("wrote %s; largest relative difference to PyTorch %s", path, said)
     return Exported(path, total, difference)
 
 
@@ -259,7 +261,7 @@ def _inside(network: str, kernel: SharedKernel) -> SharedKernel:
 @torch.no_grad()
 def _difference(
     target: type[Runtime], path: Path, model: nn.Module, images: Any, batches: tuple[int, ...], storage: str
-) -> float:
+) -> float | None:
     run: Any = target.open(path)
     if isinstance(images, list):
         return detector_export.difference(model, run, images, storage)

@@ -17,15 +17,18 @@ Found = Mapping[str, Tensor]
 OVERLAP = 0.5  # of a counterpart's box
 
 
-def detection_difference(differences: Sequence[Tensor], share: float) -> float:
+def detection_difference(differences: Sequence[Tensor], share: float) -> float | None:
     """Return the difference that a share of the detections of all images keeps within.
 
     Args:
-        differences: Those of each image (`detection_differences`). Without a detection in any, the result is 0.
+        differences: Those of each image (`detection_differences`).
         share: A fraction 0-1; 0.95 gives the largest difference of up to twenty detections.
+
+    Returns:
+        The difference, or None where neither run found anything, so that nothing was compared.
     """
     every = torch.cat([torch.zeros(0), *differences])
-    return torch.quantile(every, share, interpolation="higher").item() if len(every) else 0.0
+    return torch.quantile(every, share, interpolation="higher").item() if len(every) else None
 
 
 def detection_differences(
