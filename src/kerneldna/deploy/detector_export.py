@@ -172,7 +172,7 @@ def difference(detector: nn.Module, run: Detect, images: Images, storage: str) -
     found = detection_difference(apart, SHARES[storage])
     if found is None:
         log.warning(
-            "the file was not compared with PyTorch: neither found anything in %d images; pass some with objects in them by images=",
+            "the file was not compared with PyTorch: neither found anything in %d images; pass some with objects by images=",
             len(images),
         )
     return found
