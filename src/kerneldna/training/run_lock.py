@@ -43,10 +43,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         )
         yield
     finally:
-        for name in (_HOLDER, _LOCK):
-            with contextlib.suppress(OSError):  # the folder may be gone
-                (folder / name).unlink(missing_ok=True)
-        lock.release()
+        with contextlib.suppress(OSError):  # the folder may be gone
+            (folder / _HOLDER).unlink(missing_ok=True)
+        lock.release()  # the lock's file stays: were it removed, two processes could hold a file of its name
 
 
 def _holder(folder: Path) -> str:
