@@ -104,7 +104,7 @@ def test_a_run_learns_and_leaves_its_folder(tmp_path):
     assert stored["recipe"] == recipe.name
     assert stored["bad_images"] == 0
     assert set(stored["versions"]) == {"torch", "timm", "kerneldna", "python"}
-    assert not list((tmp_path / "run").glob(".*"))
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [".lock"]
 
 
 def test_evaluate_measures_the_saved_network_as_training_did(unbroken):
