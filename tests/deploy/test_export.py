@@ -170,3 +170,15 @@ def test_a_fused_network_is_written_in_the_mode_that_it_has(fused, model, images
     ):
         kd.export(given, tmp_path / "m.pt2", runtime="torch_export", mode=other, calibrate=images)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pt2_file_is_opened_by_a_named_runtime_alone(model, images, tmp_path):
+    path = kd.export(model, tmp_path / "m.pt2", runtime="torch_export", images=images).path
+    with pytest.raises(
+        ValueError, match="runtime=aot_inductor or runtime=torch_export. Such a file runs code"
+    ):
+        kd.load_exported(path)
+    with pytest.raises(
+        ValueError, match="was not written by runtime 'aot_inductor'; .* runtime 'torch_export'"
+    ):
+        kd.load_exported(path, runtime="aot_inductor")
