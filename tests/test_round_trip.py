@@ -130,3 +130,10 @@ def test_a_network_cut_between_a_child_and_its_parent_is_refused(act, tmp_path):
 def test_a_state_of_a_cut_network_misses_what_it_borrows():
     with pytest.raises(RuntimeError, match="its kernel, which .* owns"):
         cut().load_state_dict(copy.deepcopy(cut().state_dict()))
+
+
+def test_an_activation_given_as_a_class_is_named_by_its_word(tmp_path):
+    model = kd.create_model("resnet18", num_classes=3, width=1 / 16, act_layer=nn.SiLU).eval()
+    with pytest.raises(ValueError, match=r"created.act_layer: .*Pass act_layer='silu' to create_model"):
+        kd.save(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from timm.layers import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
 from kerneldna.checkpoint.building import built_on_meta
@@ -79,7 +80,9 @@ def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[st
     try:
         typed(noted, Config)
     except ValueError as error:
-        raise ValueError(f"this network cannot be saved, {error}. {_remedy(noted)}") from error
+        raise ValueError(
+            f"this network cannot be saved, {error}. {_by_word(noted)}{_remedy(noted)}"
+        ) from error
     if not noted.get("created"):
         return noted
     problems = _problems(model, given, noted)
@@ -96,6 +99,20 @@ def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[st
             f"{'; '.join(problems[:3])}{more}. {_remedy(noted)}"
         )
     return noted
+
+
+def _by_word(noted: Mapping[str, Any]) -> str:
+    """Say by what word timm knows a class of activations or norms that was given to `create_model`."""
+    for argument, value in (noted.get("created") or {}).items():
+        word = getattr(value, "__name__", "").lower()
+        for find in (get_act_layer, get_norm_layer) if word else ():
+            try:
+                known = find(word) is not None
+            except (KeyError, AssertionError):
+                continue
+            if known:
+                return f"Pass {argument}={word!r} to create_model. "
+    return ""
 
 
 def _remedy(noted: Mapping[str, Any]) -> str:
