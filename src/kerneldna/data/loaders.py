@@ -59,11 +59,13 @@ def train_loader(
         raise ValueError(
             f"data.batch_size {spec.batch_size} cannot be shared evenly by {world_size} processes"
         )
-    indices = _limited(preset.usable(data.train, recipe), spec.limit_train)
+    usable = preset.usable(data.train, recipe)
+    indices = _limited(usable, spec.limit_train)
     batches = _Batches(indices, size, seed=recipe.seed, rank=rank, world_size=world_size)
     if not len(batches):
+        of = f" to use of its {len(data.train)}" if len(usable) < len(data.train) else ""
         raise ValueError(
-            f"{data.name} has {len(indices)} training images, less than one batch of {spec.batch_size}; "
+            f"{data.name} has {len(indices)} training images{of}, less than one batch of {spec.batch_size}; "
             "lower data.batch_size or raise data.limit_train"
         )
     samples = Samples(data.train, preset.training(recipe), recipe=recipe)

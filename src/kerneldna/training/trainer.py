@@ -114,8 +114,9 @@ def train(
             checkpoint.save(task.measured, folder.model_dir)
             extras = {"bad_images": images.bad_images, "device": _device_name(trainer.strategy.root_device)}
             folder.write_result(_figures(recipe, result) | extras)
+    measured = {name: result.metrics[name] for name in task.headline if name in result.metrics}
     headline = ", ".join(
-        f"{name} {result.metrics[name] or 0:.4f}" for name in task.headline if name in result.metrics
+        f"{name} {'not measured' if value is None else f'{value:.4f}'}" for name, value in measured.items()
     )
     _log.info("trained %s: %s after %d epochs", recipe.name, headline, result.epochs)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -21,6 +22,8 @@ from kerneldna.recipes.specs import DetectionSpec, Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.task import Task
+
+log = logging.getLogger(__name__)
 
 SIZES = ("", "50", "75", "s", "m", "l")
 
@@ -44,11 +47,21 @@ class InstancePreset:
         return collate(samples)
 
     def usable(self, split: ImageSplit, recipe: Recipe) -> Tensor:
-        """Return the indices of the images with an object in them, or of all where the recipe keeps the others."""
+        """Return the indices of the images with an object in them, or of all where the recipe keeps the others.
+
+        Raises:
+            ValueError: If none has one, and the recipe does not keep them.
+        """
         objects: Any = split
         if _detection(recipe).keep_empty or not hasattr(split, "empty"):
             return torch.arange(len(split))
-        return torch.nonzero(~objects.empty).flatten()
+        found = torch.nonzero(~objects.empty).flatten()
+        if not len(found):
+            raise ValueError(
+                f"none of the {len(split)} training images, the first of them {split.describe(0)}, has an object to learn from; "
+                "add annotations, or train on images without objects too by detection.keep_empty=true"
+            )
+        return found
 
     def evaluation_batch(self, recipe: Recipe) -> int:
         """Return 1: images that share a batch are padded to one size, which gates and so what is found would depend on."""
@@ -99,6 +112,10 @@ class Detection(Task):
                 "annotations: a folder with annotations/instances_train*.json and instances_val*.json"
             )
         kinds = ("bbox", "segm") if _finds_masks(recipe) else ("bbox",)
+        if bool(val.empty.all()):
+            log.warning(
+                "none of the %d validation images has an object: no average precision is measured", len(val)
+            )
         # A network may know further classes, which the images have no objects of.
         ids = [*val.category_ids, *[None] * len(data.classes)][: len(data.classes)]
         return cls(recipe, data.classes, CocoMetric(val.annotations, ids, kinds=kinds), model)
