@@ -1,25 +1,17 @@
 """kdna bench, as a user types it."""
 
 import json
+from functools import partial
 
 import pytest
 
 pytest.importorskip("rich", reason="needs kerneldna[train]")
-from typer.testing import CliRunner
 
-import kdna
+import command_line
+from command_line import last_line
 
+call = partial(command_line.call, "bench")
 TINY = ["--width", "0.125", "--size", "32", "--rounds", "2", "--batch", "2", "--no-progress"]
-
-
-def call(*words, code=0):
-    result = CliRunner().invoke(kdna.make_app(), ["bench", *(str(word) for word in words)])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def last_line(result):
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 def test_table_file_and_figure(tmp_path):

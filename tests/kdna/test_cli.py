@@ -7,25 +7,14 @@ import sys
 import pytest
 
 pytest.importorskip("lightning", reason="needs kerneldna[train]")
-from typer.testing import CliRunner
 
-import kdna
+from command_line import call, last_line
 from kdna.table import NOTES
 
 TINY = [
     "--set", "data.limit_train=64", "--set", "data.limit_val=40", "--set", "schedule.epochs=2", "--no-progress",
     "--set", "data.batch_size=16", "--set", "model.width=0.125",
 ]  # fmt: skip
-
-
-def call(*words, code=0):
-    result = CliRunner().invoke(kdna.make_app(), [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def last_line(result):
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

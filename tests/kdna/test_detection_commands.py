@@ -1,27 +1,14 @@
 """The commands on a detector: train, eval, fuse, export, inspect; report and bench are for classifiers."""
 
-import json
-
 import pytest
 
 pytest.importorskip("lightning", reason="needs kerneldna[train]")
 pytest.importorskip("pycocotools")
-from typer.testing import CliRunner
 
-import kdna
 from coco_folder import SMALL, write_coco
+from command_line import call, last_line
 
 OVERRIDES = (*SMALL, "detection.max_size=96", "detection.boxes_per_image=8", "data.limit_train=4")
-
-
-def call(*words, code=0):
-    result = CliRunner().invoke(kdna.make_app(), [*map(str, words)])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def last_line(result):
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """kdna predict and the function behind it, with a detector that was never trained: it finds something everywhere."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,23 +9,14 @@ import pytest
 pytest.importorskip("lightning", reason="needs kerneldna[train]")
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-import kdna
+import command_line
 import kerneldna as kd
+from command_line import last_line
 from kerneldna.detection.prediction import detect, find_images, predict, read_image
 
 EXIF_ORIENTATION = 0x0112
-
-
-def call(*words, code=0):
-    result = CliRunner().invoke(kdna.make_app(), ["predict", *map(str, words)])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def last_line(result):
-    return json.loads(result.stdout.splitlines()[-1])
+call = partial(command_line.call, "predict")
 
 
 def listed(folder):

@@ -6,20 +6,13 @@ import re
 import pytest
 
 pytest.importorskip("lightning", reason="needs kerneldna[train]")
-from typer.testing import CliRunner
 
-import kdna
+from command_line import call, last_line
 
 TINY = [
     "--set", "data.limit_train=32", "--set", "data.limit_val=32", "--set", "schedule.epochs=2", "--no-progress",
     "--set", "data.batch_size=16", "--set", "model.width=0.125",
 ]  # fmt: skip
-
-
-def call(*words, code=0):
-    result = CliRunner().invoke(kdna.make_app(), [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +34,7 @@ def report(runs, tmp_path):
         result = call("report", *words, "--out", out, "--no-progress")
         text = out.read_text(encoding="utf-8")
         data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-        return json.loads(result.stdout.splitlines()[-1]), json.loads(data), text
+        return last_line(result), json.loads(data), text
 
     return write
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 pytest.importorskip("lightning", reason="needs kerneldna[train]")
-from typer.testing import CliRunner
 
-import kdna
+from command_line import call, last_line
 from kerneldna.detection.detectors import create_detector
 from kerneldna.models import create_model
 from kerneldna.recipes.recipe import list_recipes
@@ -19,15 +16,18 @@ METHODS = {"base": None, "dyconv": "dyconv", "odconv": "odconv", "kw": "kernelwa
 
 
 @pytest.fixture(scope="module")
-def shown():
-    result = CliRunner().invoke(kdna.make_app(), ["table", "2"])
-    assert result.exit_code == 0, result.output
+def result():
+    return call("table", 2)
+
+
+@pytest.fixture(scope="module")
+def shown(result):
     return result.stdout
 
 
 @pytest.fixture(scope="module")
-def rows(shown):
-    return json.loads(shown.splitlines()[-1])["rows"]
+def rows(result):
+    return last_line(result)["rows"]
 
 
 def test_a_row_for_each_of_the_papers_with_its_figures(rows):

@@ -6,10 +6,9 @@ import re
 import pytest
 
 pytest.importorskip("typer", reason="needs kerneldna[train]")
-from typer.testing import CliRunner
 
-import kdna
 import kerneldna as kd
+from command_line import call
 from kdna import bench, demo, export, fuse, inspect, train
 from kdna.wording import spoken
 
@@ -61,9 +60,7 @@ def test_arguments_become_the_options_of_the_command(command, said, told):
 
 def test_a_number_of_images_is_positive(tmp_path):
     for command in ("fuse", "export"):
-        result = CliRunner().invoke(kdna.make_app(), [command, str(tmp_path), "--images", "-3"])
-        assert result.exit_code == 2
-        assert "--images" in result.output
+        assert "--images" in call(command, tmp_path, "--images", -3, code=2).output
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,6 @@ def folders(tmp_path_factory):
 )
 def test_no_python_in_what_a_command_says(folders, words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(kdna.make_app(), [word.format(**folders) for word in words])
-    assert result.exit_code == 1, result.output
-    assert message in result.output.replace("\n", " ")
-    assert not PYTHON.search(result.output)
+    output = call(*(word.format(**folders) for word in words), code=1).output
+    assert message in output.replace("\n", " ")
+    assert not PYTHON.search(output)
