@@ -108,7 +108,7 @@ def test_kernel_and_matrix_stand_once_and_give_the_fused_kernel(kind, storage, m
     assert len(matrices) == children_of(model) * parts * MIXES[modulation]
     wanted = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}[storage]
     assert all(values.dtype == wanted for name, values in matrices.items() if not name.endswith(".scale"))
-    kd.hydrate(small, full)
+    kd.expand(small, full)
     written, state = list(contents(full).values()), fused.state_dict()
     limit = {"fp32": 1e-5, "fp16": 3e-3, "int8": 3e-2}[storage]
     for weight in (name for kernel in kernels for name in kernel.users):
@@ -124,7 +124,7 @@ def test_int8_compute_derives_mixed_weights(modulation, settle, tmp_path):
     small = kd.export(model, tmp_path / "small.onnx", compute="int8", calibrate=images, progress=False)
     fused = kd.fuse_(copy.deepcopy(model))
     full = kd.export(fused, tmp_path / "full.onnx", compute="int8", calibrate=images, progress=False)
-    kd.hydrate(small.path, tmp_path / "hydrated.onnx")
+    kd.expand(small.path, tmp_path / "hydrated.onnx")
     derived, direct = contents(tmp_path / "hydrated.onnx"), contents(full.path)
     quantized = [name for name in direct if name.endswith("conv.weight_quantized")]
     assert len(quantized) == 2
