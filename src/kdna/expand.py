@@ -10,10 +10,14 @@ import typer
 
 def expand(
     file: Annotated[Path, typer.Argument(help="An ONNX file of kdna export.")],
-    out: Annotated[Path, typer.Option(help="File to write; may be the same.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Allow --out to be the same file, whose small form is then lost."),
+    ] = False,
 ) -> dict[str, Any]:
     """Write out the derived weights of an ONNX file, for runtimes that do not compute them while they load it."""
     import kerneldna as kd
 
-    kd.expand(file, out)
+    kd.expand(file, out, overwrite=overwrite)
     return {"file": str(out), "bytes": out.stat().st_size}

@@ -43,6 +43,10 @@ def fuse(
     from kerneldna.training.opened_run import OpenedRun
 
     opened = OpenedRun(run)
+    if out is not None and out.resolve() == opened.model_dir.resolve():
+        raise ValueError(
+            f"--out '{out}' holds the network to be fused, which would be replaced; give another folder"
+        )
     model = opened.network()
     data = None
     if mode == "throughput":

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 import kerneldna as kd
+from damage import MANY, QUICK, cases, damaged_bytes, outcome
+from kerneldna.deploy.seal import seal_
 
 onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
 pytest.importorskip("onnxruntime", reason="needs kerneldna[export]")
@@ -35,15 +37,59 @@ def test_nodes_on_constants_become_initializers(tmp_path):
     np.testing.assert_array_equal(numpy_helper.to_array(graph.initializer[0]), kernel * scale)
 
 
-def test_a_file_without_derived_weights_stays_and_may_be_its_own_target(tmp_path):
+def test_a_file_without_derived_weights_stays_and_is_its_own_target_where_that_is_wanted(tmp_path):
     save(
         tmp_path / "a.onnx",
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         {"w": np.ones((3, 2), np.float32)},
     )
     before = (tmp_path / "a.onnx").read_bytes()
-    kd.expand(tmp_path / "a.onnx", tmp_path / "a.onnx")
+    kd.expand(tmp_path / "a.onnx", tmp_path / "a.onnx", overwrite=True)
     assert (tmp_path / "a.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "../{folder}/a.onnx", "link.onnx", "hard.onnx"])
+def test_a_file_does_not_replace_itself_unasked(tmp_path, name):
+    file = tmp_path / "a.onnx"
+    save(file, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": np.ones((3, 2), np.float32)})
+    (tmp_path / "link.onnx").symlink_to(file)
+    (tmp_path / "hard.onnx").hardlink_to(file)
+    before = file.read_bytes()
+    with pytest.raises(
+        ValueError,
+        match="is the file to be expanded, which would be replaced; give another name, or overwrite=True",
+    ):
+        kd.expand(file, tmp_path / name.format(folder=tmp_path.name))
+    assert file.read_bytes() == before
+
+
+def test_what_fails_leaves_the_target_as_it_was(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"not a graph")
+    (tmp_path / "b.onnx").write_bytes(b"kept")
+    with pytest.raises(ValueError, match="is not an ONNX file, or damaged"):
+        kd.expand(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+    assert (tmp_path / "b.onnx").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("count", [QUICK, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_any_damage(tmp_path, count):
+    nodes = [
+        helper.make_node("Cast", ["k"], ["f"], to=1),
+        helper.make_node("Mul", ["f", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    file = tmp_path / "a.onnx"
+    save(file, nodes, {"k": np.arange(6, dtype=np.int8).reshape(3, 2), "s": np.array([[0.5, 2]], np.float32)})
+    seal_(file)
+    whole = file.read_bytes()
+    kd.expand(file, tmp_path / "whole.onnx")
+    for rng in cases(count, "expand"):
+        file.write_bytes(damaged_bytes(whole, rng))
+        opened, out = outcome(lambda: kd.expand(file, tmp_path / "b.onnx"), "a.onnx")
+        if opened:
+            found, expected = (onnx.load(path).graph for path in (out, tmp_path / "whole.onnx"))
+            assert found == expected
 
 
 def test_what_cannot_be_read(tmp_path):

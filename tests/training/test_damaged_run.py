@@ -51,7 +51,7 @@ def test_any_damage_of_result(run, count):
         assert not opened or figure is None or type(figure) in (int, float)
 
 
-@pytest.mark.parametrize("count", [QUICK, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", COUNTS)
 def test_any_damage_of_a_checkpoint(run, count):
     whole, expected = run.checkpoint_file.read_bytes(), read_checkpoint(run)
     for rng in cases(count, "last.ckpt"):

@@ -7,39 +7,59 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerneldna.deploy.seal import KEY, check_seal, is_sealed, seal_
 from kerneldna.files import atomic
+from kerneldna.reading.shown import said
+from kerneldna.reading.text import check_file
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 
-def expand(path: str | Path, out: str | Path) -> Path:
+def expand(path: str | Path, out: str | Path, *, overwrite: bool = False) -> Path:
     """Write an ONNX file whose derived weights are written out: for runtimes that do not compute them once at loading.
 
     Args:
         path: A file that `export` wrote.
-        out: The file to write; may be `path`.
+        out: The file to write.
+        overwrite: `out` may be `path`, which then loses its small form.
 
     Returns:
         `out`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not an ONNX file.
+        ValueError: If it is not an ONNX file or damaged, or `out` is the same file and may not be.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
-    if not Path(path).is_file():
+    source, target = Path(path), Path(out)
+    if not source.exists():
         raise FileNotFoundError(f"no file {str(path)!r}; give an ONNX file that export wrote")
+    if not overwrite and target.exists() and source.samefile(target):
+        raise ValueError(
+            f"{str(out)!r} is the file to be expanded, which would be replaced; give another name, or overwrite=True"
+        )
+    check_file(source)
+    check_seal(source, ".onnx")
     try:
-        model = onnx.load(str(path))
-    except DecodeError as error:
-        raise ValueError(f"{str(path)!r} is not an ONNX file: {error}") from error
-    expand_(model)
-    with atomic(out) as part:
+        model = onnx.load(str(source))
+        onnx.checker.check_model(model)  # an empty file is a message too
+        expand_(model)
+    except MemoryError:
+        raise
+    # protobuf, ONNX's checker, ONNX Runtime and NumPy meet what is damaged, each with errors of its own
+    except Exception as error:
+        raise ValueError(
+            f"{str(path)!r} is not an ONNX file, or damaged: {said(error)}; give a file that export wrote, or export it again"
+        ) from error
+    sealed = is_sealed(source, ".onnx")
+    _drop_seal_(model)
+    with atomic(target) as part:
         onnx.save(model, str(part))
-    return Path(out)
+        if sealed:
+            seal_(part, ".onnx")
+    return target
 
 
 def expand_(model: ModelProto) -> None:
@@ -86,6 +106,12 @@ def drop_unused(graph: GraphProto) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _drop_seal_(model: ModelProto) -> None:
+    kept = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
 
 
 def _all_constant(node: Any, constant: set[str]) -> bool:

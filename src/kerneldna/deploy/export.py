@@ -18,10 +18,12 @@ from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import detector_export
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fuse import fused_copy, settled_mode
+from kerneldna.deploy.opened_file import opened
 from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels
 from kerneldna.network import surgery
 from kerneldna.network.surgery import InputSize
+from kerneldna.reading.text import check_file
 from kerneldna.registry import runtimes
 
 log = logging.getLogger(__name__)
@@ -161,15 +163,17 @@ def load_exported(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If no runtime's files end like this one, or those of several do and none is given.
+        ValueError: If no runtime's files end like this one, or those of several do and none is given, or the file is damaged. The
+            function raises it for images that the file does not take.
         ModuleNotFoundError: If the runtime is not installed.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no file {str(path)!r}; give a file that export wrote")
+    check_file(path)
     target: type[Runtime] = runtimes.get(runtime or runtime_of(path))
     require(target)
-    return target.open(path, threads=threads, precision=precision)
+    return opened(target, path, threads=threads, precision=precision)
 
 
 def runtime_of(path: str | Path, *, option: str = "runtime=") -> str:

@@ -20,6 +20,7 @@ from kerneldna.deploy.graph import exported_program
 from kerneldna.deploy.onnx_opset import OLDEST, WRITTEN, lower_
 from kerneldna.deploy.onnx_quantize import quantize
 from kerneldna.deploy.runtime import CLASSES, Request, knowing
+from kerneldna.deploy.seal import seal_
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -31,6 +32,7 @@ class OnnxFile:
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     storages: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     computes: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     opsets: ClassVar[bool] = True
 
 
@@ -64,6 +66,7 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
         onnx.StringStringEntryProto(key=key, value=text) for key, text in request.metadata.items()
     )
     onnx.save(proto, str(path))
+    seal_(path)
 
 
 def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], Any]:

@@ -57,6 +57,7 @@ class Runtime(Protocol):
     packages: ClassVar[tuple[str, ...]]
     storages: ClassVar[tuple[str, ...]]
     computes: ClassVar[tuple[str, ...]]
+    precisions: ClassVar[tuple[str, ...]]
     opsets: ClassVar[bool]
 
     @staticmethod
@@ -82,6 +83,7 @@ class TorchFile:
     packages: ClassVar[tuple[str, ...]] = ()
     storages: ClassVar[tuple[str, ...]] = ("fp32",)
     computes: ClassVar[tuple[str, ...]] = ("fp32",)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     opsets: ClassVar[bool] = False
 
 

@@ -43,10 +43,11 @@ def open_finished(path: str | Path) -> RunFolder:
     folder = RunFolder(path)
     recipe = folder.recipe()
     folder.require_classifier()
-    if not folder.result_file.is_file() or not (folder.model_dir / WEIGHTS).is_file():
+    needed = (folder.result_file, folder.model_dir / WEIGHTS)
+    if missing := [file.name for file in needed if not file.is_file()]:
         raise FileNotFoundError(
-            f"the run in '{path}' is not finished: it has no {folder.result_file.name} or no trained network; "
-            f"go on with it: kdna train {recipe.name} --run {path} --resume"
+            f"the run in '{path}' is not finished: it has no {missing[0]}; go on with it: "
+            f"kdna train {recipe.name} --run {path} --resume"
         )
     return folder
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kerneldna.deploy import onnx_file
 from kerneldna.deploy.expand import expand
 from kerneldna.deploy.runtime import CLASSES, Request, knowing
+from kerneldna.deploy.seal import seal_
 from kerneldna.registry import runtimes, suggest
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -28,6 +29,7 @@ class OpenVino(onnx_file.OnnxFile):
     name: ClassVar[str] = "openvino"
     suffix: ClassVar[str] = ".xml"
     packages: ClassVar[tuple[str, ...]] = ("openvino", *onnx_file.OnnxFile.packages)
+    precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
 
     @staticmethod
     def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
@@ -38,11 +40,12 @@ class OpenVino(onnx_file.OnnxFile):
             part = Path(folder) / "model.onnx"
             onnx_file.write(model, x, part, request)
             if request.compute == "int8":
-                expand(part, part)
+                expand(part, part, overwrite=True)
             network = openvino.Core().read_model(part)
             for key, text in request.metadata.items():
                 network.set_rt_info(text, key)
             openvino.save_model(network, path, compress_to_fp16=False)
+        seal_(path)
 
     @staticmethod
     def open(

@@ -1,0 +1,72 @@
+"""An exported file, opened by its runtime: whatever the runtime cannot make of it is an error that names the file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from kerneldna.deploy.runtime import Runtime
+from kerneldna.deploy.seal import check_seal
+from kerneldna.reading.shown import said
+
+
+def opened(target: type[Runtime], path: Path, *, threads: int | None, precision: str) -> Callable[[Any], Any]:
+    """Return a function that runs a file, as `Runtime.open` does.
+
+    Args:
+        target: What runs it.
+        path: The file.
+        threads: How many threads it may use.
+        precision: "fp32", or another that the runtime has.
+
+    Raises:
+        ValueError: If the file is damaged or none of the runtime's, or the runtime has no such precision. The function raises it
+            for images that the file does not take.
+    """
+    known = precision in target.precisions  # the runtime refuses another before it opens the file
+    if known:
+        check_seal(path)
+    try:
+        with _quiet(logging.getLogger("torch.export")):
+            run: Any = target.open(path, threads=threads, precision=precision)
+    except (MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # each parser has its own
+        if not known:
+            raise
+        raise ValueError(
+            f"{path} cannot be opened by {target.name}: {said(error)}; it is damaged, or no file of this runtime: export the "
+            "network again"
+        ) from error
+
+    def guarded(images: Any) -> Any:
+        try:
+            return run(images)
+        except MemoryError:
+            raise
+        except Exception as error:
+            shapes = [tuple(leaf.shape) for leaf in tree_leaves(images) if isinstance(leaf, Tensor)]
+            given = f"images of {shapes[0]}" if shapes else f"a {type(images).__name__}"
+            raise ValueError(
+                f"{path} does not run on {given}: {said(error)}; give images of the size and batch that it was exported for"
+            ) from error
+
+    found: Any = guarded
+    found.classes = getattr(run, "classes", None)
+    return found
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Keep a logger from the console: torch.export logs the traceback of an error that it then raises."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
