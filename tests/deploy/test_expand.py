@@ -10,11 +10,11 @@ pytest.importorskip("onnxruntime", reason="needs kerneldna[export]")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 
-def save(path, nodes, initializers):
+def save(path, nodes, initializers, *, rows=3):
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", rows])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
         [numpy_helper.from_array(value, name) for name, value in initializers.items()],
     )
@@ -79,8 +79,8 @@ def test_any_damage(tmp_path, count):
         helper.make_node("Mul", ["f", "s"], ["w"]),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
-    file = tmp_path / "a.onnx"
-    save(file, nodes, {"k": np.arange(6, dtype=np.int8).reshape(3, 2), "s": np.array([[0.5, 2]], np.float32)})
+    file, rows = tmp_path / "a.onnx", 50_000  # a file as large as a network's
+    save(file, nodes, {"k": np.ones((rows, 2), np.int8), "s": np.array([[0.5, 2]], np.float32)}, rows=rows)
     seal_(file)
     whole = file.read_bytes()
     kd.expand(file, tmp_path / "whole.onnx")

@@ -85,7 +85,9 @@ def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], 
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # on a fault it would try the same again, and print that it does
+    once = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}
+    opened = onnxruntime.InferenceSession(str(path), options, **once)
     classes = opened.get_modelmeta().custom_metadata_map.get(CLASSES)
     if found := detect(opened):
         return knowing(found, classes)
