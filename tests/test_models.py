@@ -3,6 +3,8 @@ import timm
 import torch
 
 import kerneldna as kd
+from kerneldna.models import create_from
+from kerneldna.recipes.recipe import load_recipe
 
 
 def test_the_names():
@@ -61,3 +63,25 @@ def test_a_method_object_works_too():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kd.create_model(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            "model.args.depths=[1, 1, 1, 1]",
+            "model.args: resnet18 does not take these arguments: TypeError .*depths",
+        ),
+        (
+            "model.args.pretrained_cfg={url: x}",
+            "model.args.pretrained_cfg: no argument of timm that a file may set",
+        ),
+        ("model.args.layers=[2000]", "model.args.layers: expected 1,024 blocks at most"),
+        ("model.options.spatial=1", "options.spatial: expected true or false, given 1"),
+        ("model.options.spatal=true", "unknown option of kerneldna 'spatal'; did you mean 'spatial'"),
+    ],
+)
+def test_what_a_recipe_may_not_say_of_its_network(changes, message):
+    recipe = load_recipe("resnet18-kerneldna-digits", overrides=[changes])
+    with pytest.raises(ValueError, match=message):
+        create_from(recipe.model, num_classes=3)

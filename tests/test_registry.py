@@ -81,3 +81,16 @@ def test_each_set_is_a_package_whose_files_register_their_names(name: str):
     members: Registry = getattr(registry, name)
     for member in members.names():
         assert members.get(member) is not None
+
+
+def test_of_many_names_a_few_near_ones_are_listed():
+    names = [f"resnet{i}" for i in range(1000)]
+    given = suggest("model", "resnt18", names, lister="timm.list_models()")
+    assert given.startswith("unknown model 'resnt18'; did you mean 'resnet18'? Near: resnet18, ")
+    assert given.endswith("; timm.list_models() lists all 1,000")
+    assert len(given) < 200
+    assert suggest("model", "x" * 10_000, names) == f"unknown model '{'x' * 60}...'; 1,000 are known"
+
+
+def test_a_name_in_an_error_is_no_command_to_the_terminal():
+    assert suggest("method", "\x1b[2J", ["eca"]) == "unknown method '\\x1b[2J'; Known: eca"

@@ -16,7 +16,7 @@ from kerneldna.conversion.convert import Method, convert_, set_state
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
 from kerneldna.reading.arguments import check_arguments
-from kerneldna.reading.shown import shown
+from kerneldna.reading.shown import said, shown
 from kerneldna.reading.typed import Within, typed, typed_fields
 from kerneldna.registry import methods, suggest
 
@@ -108,19 +108,22 @@ def create_from(spec: ModelSpec, **arguments: Any) -> nn.Module:
         **arguments: Further arguments of `create_model`; they replace those of `spec.args`.
 
     Raises:
-        ValueError: If an argument is none that a file may set, or its value is of another kind.
+        ValueError: If an argument is none that a file may set or that the network takes, or its value is of another kind.
     """
     given = {key: value for key, value in spec.args.items() if key != "checkpoint_path"}
     check_arguments(given, "model.args")
-    return create_model(
-        spec.name,
-        method=spec.method,
-        pretrained=spec.pretrained,
-        width=spec.width,
-        stem=spec.stem,
-        options=spec.options or None,
-        **{**spec.args, **arguments},
-    )
+    try:
+        return create_model(
+            spec.name,
+            method=spec.method,
+            pretrained=spec.pretrained,
+            width=spec.width,
+            stem=spec.stem,
+            options=spec.options or None,
+            **{**spec.args, **arguments},
+        )
+    except TypeError as error:
+        raise ValueError(f"model.args: {spec.name} does not take these arguments: {said(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _method(method: str, backbone: str, options: Mapping[str, Any]) -> Method:
         for name in options:
             if name not in known:
                 raise ValueError(suggest(f"option of {method}", name, known))
-        options = typed_fields(options, kind, f"options of {method}")
+        options = typed_fields(options, kind, "options")
     return methods.get(method).recipe(backbone, **options)
 
 
