@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 
 import kerneldna as kd
+from kerneldna.detection import detectors
 
 # `pytest --hypothesis-profile=long` draws new examples, and many; the default ones are the same at every run.
 settings.register_profile(
@@ -80,6 +82,17 @@ def settle() -> Callable[..., nn.Module]:
         return model.eval()
 
     return move
+
+
+@pytest.fixture(scope="module")
+def small_detectors() -> Iterator[None]:
+    """Make detectors with an eighth of the channels behind the backbone, and few proposals: the rest is most of their cost."""
+    few = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 60, "box_detections_per_img": 30}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detectors, "CHANNELS", 32)
+        for kind in ("maskrcnn", "fasterrcnn"):
+            patch.setitem(detectors.KINDS, kind, partial(detectors.KINDS[kind], **few))
+        yield
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ OVERRIDES = (*SMALL, "detection.max_size=96", "detection.boxes_per_image=8", "da
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, small_detectors):
     folder = tmp_path_factory.mktemp("detector")
     data = write_coco(folder / "coco", train=9, val=2)
     words = [

@@ -30,14 +30,14 @@ def untrained(kind):
 
 
 @pytest.fixture(scope="module")
-def detector():
+def detector(small_detectors):
     made = untrained("maskrcnn")
     made.roi_heads.detections_per_img = 5  # each costs a mask
     return made
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, small_detectors):
     folder = tmp_path_factory.mktemp("run")
     kd.save(untrained("fasterrcnn"), folder / "model")
     return folder
@@ -171,7 +171,7 @@ def test_detect_gives_what_the_detector_finds_above_the_threshold(detector, nois
     assert not above["scores"].requires_grad
 
 
-def test_a_retinanet(noise, tmp_path):
+def test_a_retinanet(small_detectors, noise, tmp_path):
     """It has no masks, and untrained it also finds the background, label 0, which is no object."""
     noise.save(tmp_path / "a.png")
     retina = untrained("retinanet").train()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from functools import partial
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from kerneldna.training.tasks.classification import Classification
 from kerneldna.training.trainer import train
 
 pytest.importorskip("pycocotools")
+pytestmark = pytest.mark.usefixtures("small_detectors")
 
 OVERRIDES = (
     *SMALL,
@@ -47,16 +47,6 @@ def recipe(coco):
         return load_recipe(f"maskrcnn-{row}-coco", overrides=[*OVERRIDES, f"data.source={coco}", *overrides])
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def few_proposals(monkeypatch):
-    """Let detectors look at 60 proposals an image, not 2,000: their heads are most of their cost."""
-    from kerneldna.detection import detectors
-
-    top = {f"rpn_post_nms_top_n_{when}": 60 for when in ("train", "test")}
-    for kind in ("maskrcnn", "fasterrcnn"):
-        monkeypatch.setitem(detectors.KINDS, kind, partial(detectors.KINDS[kind], **top))
 
 
 def fit(recipe, folder, **options):
