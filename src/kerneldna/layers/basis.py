@@ -1,0 +1,275 @@
+"""A layer whose kernel is a mix of filters that several layers share: `weight = mix @ basis`.
+
+    basis (k, C_in/groups, k_h, k_w), owned by the first layer of a group and borrowed by the others, as a child borrows its parent
+    mix   (C_out, k), each layer's own: a 1x1 convolution of what the basis would give
+
+It is Basis Sharing (arXiv 2410.03765) carried from matrices to convolutions; a group of one layer is a low-rank layer. With k of
+min(layers x C_out, C_in/groups k_h k_w) filters every kernel can be written so.
+
+There are two ways to compute it. One convolution with the product costs what the layer did before; the basis as a convolution of k
+filters and the mix as a 1x1 convolution behind it cost less where k is small enough. Both give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.layers.marks import Borrower, StandIn, lend_
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+_GEOMETRY = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+
+
+class Mixed(Borrower, StandIn, Generic[Layer]):
+    """What both kinds of layer share: the basis, owned or borrowed, and the mix.
+
+    Args:
+        name: Its qualified name, for error messages.
+        replaced: The layer it stands in for; its bias stays.
+        rank: Filters of the basis, where the layer owns it.
+        lender: The layer whose basis it borrows; None to own one.
+        lender_name: The lender's qualified name, for error messages.
+
+    Raises:
+        ValueError: If the kernel has another shape than the lender's.
+    """
+
+    basis: nn.Parameter | None
+    _lender: Mixed[Any] | None
+
+    def __init__(
+        self,
+        name: str,
+        replaced: Layer,
+        *,
+        rank: int = 0,
+        lender: Mixed[Any] | None = None,
+        lender_name: str = "",
+    ) -> None:
+        super().__init__()
+        self.name, self.lender_name = name, lender_name or name
+        self.shape = tuple(replaced.weight.shape)
+        like = {"device": replaced.weight.device, "dtype": replaced.weight.dtype}
+        object.__setattr__(self, "_lender", lender)  # past nn.Module's registration, on purpose
+        if lender is None:
+            self.basis = nn.Parameter(torch.zeros(rank, *self.shape[1:], **like))
+        elif lender.shape != self.shape:
+            raise ValueError(
+                f"layer {name!r} has a {self.shape} kernel, {lender_name!r}, whose basis it is to share, has {lender.shape}; "
+                "a group needs one shape"
+            )
+        else:
+            self.register_parameter("basis", None)
+            lend_(lender)
+        self.mix = nn.Parameter(torch.zeros(self.shape[0], len(self.filters), **like))
+        self.bias = replaced.bias
+        self._take_over(replaced)
+
+    @property
+    def loan(self) -> tuple[str, str, object]:
+        """Its basis, of its lender; of the layer that owns it, its own."""
+        return "its basis", f"layer {self.lender_name!r}", self._lender or self
+
+    @property
+    def filters(self) -> Tensor:
+        """The basis, `(k, C_in/groups, k_h, k_w)` or `(k, C_in)`, owned or borrowed."""
+        found = self.basis if self._lender is None else self._lender.basis
+        assert found is not None
+        return found
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel in effect, of the replaced layer's shape."""
+        if self.mix.is_meta:  # counting multiply-accumulates: the kernel is made once, not for an image
+            return torch.empty(self.shape, device="meta", dtype=self.mix.dtype)
+        return (self.mix @ self.filters.flatten(1)).view(self.shape)
+
+    @property
+    def is_cheaper_split(self) -> bool:
+        """Whether basis and mix one after the other take fewer multiply-accumulates than one convolution with the product."""
+        rank, filters = self.mix.shape[1], self.shape[0]
+        numbers = self.filters[0].numel()
+        return getattr(self, "groups", 1) == 1 and rank * (numbers + filters) < filters * numbers
+
+    def set_kernels_(self, basis: Tensor | None, mix: Tensor) -> None:
+        """Set the numbers of the layer.
+
+        Args:
+            basis: Of the shape of `filters`; None of a layer that borrows it.
+            mix: `(C_out, k)`.
+        """
+        with torch.no_grad():
+            self.mix.copy_(mix)
+            if basis is not None and self.basis is not None:
+                self.basis.copy_(basis)
+
+    def fused(self, mean: Tensor | None = None) -> nn.Module:
+        """Return plain layers that compute the same: one with the product, or basis and mix, whichever multiplies less."""
+        with torch.no_grad():
+            if self.is_cheaper_split:
+                first, second = self._split()
+                return nn.Sequential(
+                    OrderedDict(
+                        basis=_filled(first, self.filters),
+                        mix=_filled(second, self.mix.view(second.weight.shape), self.bias),
+                    )
+                )
+            kernel = (self.mix.double() @ self.filters.flatten(1).double()).view(self.shape)
+            return _filled(self._plain(), kernel.to(self.mix.dtype), self.bias)
+
+    def _plain(self) -> Any:
+        """Return a plain layer of the replaced layer's kind and shape, its numbers left open."""
+        raise NotImplementedError
+
+    def _split(self) -> tuple[Any, Any]:
+        """Return plain layers for basis and mix, their numbers left open."""
+        raise NotImplementedError
+
+    def _take_over(self, replaced: Layer) -> None:
+        """Note what else the layer keeps of the one it replaces."""
+        raise NotImplementedError
+
+
+class MixedConv2d(Mixed[nn.Conv2d]):
+    """A convolution of filters mixed from a shared basis.
+
+    It keeps the bias, stride, padding, dilation, groups and padding mode of the convolution it replaces. Of a grouped convolution
+    all groups mix the same basis.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Any
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+    def _take_over(self, replaced: nn.Conv2d) -> None:
+        for name in _GEOMETRY:
+            setattr(self, name, getattr(replaced, name))
+        self._padding_twice = replaced._reversed_padding_repeated_twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
+        if self.is_cheaper_split:
+            x = nn.functional.conv2d(x, self.filters, None, self.stride, padding, self.dilation)
+            return nn.functional.conv2d(x, self.mix[:, :, None, None], self.bias)
+        return nn.functional.conv2d(
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+    def _plain(self) -> nn.Conv2d:
+        geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
+        return nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
+
+    def _split(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        rank = self.mix.shape[1]
+        geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY} | {"out_channels": rank}
+        first = nn.Conv2d(**geometry, bias=False, device="meta")
+        return first, nn.Conv2d(rank, self.out_channels, 1, bias=self.bias is not None, device="meta")
+
+    def extra_repr(self) -> str:
+        """Show the layer as `nn.Conv2d` would, with the rank."""
+        size = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        return f"{size}, rank={self.mix.shape[1]}"
+
+
+class MixedLinear(Mixed[nn.Linear]):
+    """A Linear whose rows are mixed from a shared basis."""
+
+    def _take_over(self, replaced: nn.Linear) -> None:
+        self.in_features, self.out_features = replaced.in_features, replaced.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
+        if self.is_cheaper_split:
+            return nn.functional.linear(nn.functional.linear(x, self.filters), self.mix, self.bias)
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def _plain(self) -> nn.Linear:
+        return nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+
+    def _split(self) -> tuple[nn.Linear, nn.Linear]:
+        rank = self.mix.shape[1]
+        first = nn.Linear(self.in_features, rank, bias=False, device="meta")
+        return first, nn.Linear(rank, self.out_features, bias=self.bias is not None, device="meta")
+
+    def extra_repr(self) -> str:
+        """Show the layer as `nn.Linear` would, with the rank."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.mix.shape[1]}"
+
+
+def mixed_layers(names: Sequence[str], replaced: Sequence[nn.Module], *, rank: int) -> list[Mixed[Any]]:
+    """Return the layers of a group: the first owns the basis, the others borrow it. All numbers are 0.
+
+    Args:
+        names: Their qualified names.
+        replaced: The layers they stand in for, convolutions or Linears with kernels of one shape.
+        rank: Filters of the basis.
+
+    Raises:
+        ValueError: If a layer is neither, or the shapes differ.
+    """
+    made: list[Mixed[Any]] = []
+    for name, layer in zip(names, replaced, strict=True):
+        lender = made[0] if made else None
+        kind = (
+            MixedConv2d
+            if isinstance(layer, nn.Conv2d)
+            else MixedLinear
+            if isinstance(layer, nn.Linear)
+            else None
+        )
+        if kind is None or (made and type(made[0]) is not kind):
+            raise ValueError(
+                f"layer {name!r} is a {type(layer).__name__}; a group that shares a basis holds convolutions alone, or Linears "
+                "alone"
+            )
+        new: Any = kind(name, layer, rank=rank, lender=lender, lender_name=names[0])  # pyright: ignore
+        made.append(new.train(layer.training))
+    return made
+
+
+def factorised(kernels: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the basis and the mixes nearest to kernels, in the sum of squares.
+
+    Args:
+        kernels: Of one shape, `(C_out, C_in/groups, k_h, k_w)` or `(C_out, C_in)`.
+        rank: Filters of the basis, `min(len(kernels) * C_out, C_in/groups * k_h * k_w)` at most: then the kernels are met exactly.
+
+    Returns:
+        The basis, `(rank, C_in/groups, k_h, k_w)`, and a mix `(C_out, rank)` for each kernel, in float64.
+    """
+    rows = torch.cat([kernel.detach().double().flatten(1) for kernel in kernels])
+    left, values, right = torch.linalg.svd(rows, full_matrices=False)
+    scale = values[:rank].sqrt()  # half on each side, so that both train alike
+    basis = (scale[:, None] * right[:rank]).view(rank, *kernels[0].shape[1:])
+    return basis, list((left[:, :rank] * scale).split(len(kernels[0])))
+
+
+def _filled(layer: Any, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
