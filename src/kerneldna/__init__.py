@@ -22,6 +22,7 @@ from kerneldna.layers.child import ChildConv2d, ChildLinear
 from kerneldna.layers.dynamic import step_schedules
 from kerneldna.methods.kerneldna import KernelDNA
 from kerneldna.models import create_model, list_methods, list_models
+from kerneldna.training.distill import distill
 
 __version__ = version("kerneldna")
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "create_model",
     "describe",
     "detection",
+    "distill",
     "expand",
     "export",
     "figures",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kerneldna as kd
 from coco_folder import SHORT
 from kerneldna.recipes.recipe import list_recipes, load_recipe
 from kerneldna.training.evaluate import evaluate
@@ -62,6 +63,14 @@ def losses(folder: Path) -> torch.Tensor:
 
 
 def test_two_processes_train_as_one(coco, tmp_path):
+    # the recipe freezes the norms of the backbone: they need the statistics that a trained one has
+    backbone = kd.create_model("mobilenetv2_050", method="kerneldna", num_classes=10)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        backbone.train()(torch.randn(8, 3, 128, 128))
+    kd.save(backbone, tmp_path / "backbone" / "model")
     program = tmp_path / "program.py"
     program.write_text(f"""
 import sys
@@ -71,6 +80,7 @@ test_training.together(*sys.argv[1:])
 """)
     for name, processes, draws in (("one", "1", "0"), ("other draws", "1", "7"), ("two", "2", "0")):
         command = [sys.executable, str(program), str(coco), str(tmp_path / name), processes, draws]
+        command.append(str(tmp_path / "backbone"))
         subprocess.run(command, check=True, timeout=900)
         print(name, losses(tmp_path / name).tolist())
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -82,7 +92,7 @@ test_training.together(*sys.argv[1:])
     assert two[-1] < 0.3 * two[0]
 
 
-def together(coco: str, folder: str, processes: str, draws: str) -> None:
+def together(coco: str, folder: str, processes: str, draws: str, weights: str) -> None:
     """Train a small detector with a batch of 4 over all processes; other draws are those of the sampled boxes alone."""
     torch.set_num_threads(1)
     if draws != "0":
@@ -95,14 +105,14 @@ def together(coco: str, folder: str, processes: str, draws: str) -> None:
         "optimizer.lr=0.0002",
     ]
     longer = [
-        "schedule.epochs=8",
-        "schedule.val_every=8",
+        "schedule.epochs=16",
+        "schedule.val_every=16",
         "schedule.warmup_epochs=1",
         "detection.frozen_stages=0",
     ]
-    source = f"data.source={coco}"
+    paths = [f"data.source={coco}", f"detection.weights={weights}"]
     recipe = load_recipe(
-        "maskrcnn-mobilenetv2_100-kerneldna-coco", overrides=[*OVERRIDES, *small, *longer, source]
+        "maskrcnn-mobilenetv2_100-kerneldna-coco", overrides=[*OVERRIDES, *small, *longer, *paths]
     )
     count = int(processes)
     train(recipe, run_dir=folder, progress=False, devices=count, strategy="ddp" if count > 1 else "auto")

@@ -29,11 +29,15 @@ STUDIES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "size",
-    ["medium", pytest.param("cpu", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)],
-)
-@pytest.mark.parametrize("study", STUDIES)
+def cases():
+    """Yield every study at every size; quick are those that run at the medium size."""
+    for study in STUDIES:
+        for size in ("medium", "cpu", "full"):
+            quick = size == "medium" and study not in ("table1", "table4", "modulation")
+            yield pytest.param(study, size, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("study", "size"), cases())
 def test_every_cell_makes_a_network(scripts, study, size):
     studies, _ = scripts
     cells = studies.cells(study, size)

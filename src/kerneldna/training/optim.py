@@ -10,11 +10,13 @@ The learning rate is a function of the step alone, so a resumed run needs to kno
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from kerneldna.recipes.specs import OptimizerSpec, ScheduleSpec
+if TYPE_CHECKING:
+    from kerneldna.recipes.specs import OptimizerSpec, ScheduleSpec
 
 
 def learning_rate(step: int, *, steps: int, peak: float, schedule: ScheduleSpec) -> float:
@@ -37,18 +39,25 @@ def learning_rate(step: int, *, steps: int, peak: float, schedule: ScheduleSpec)
     return schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
-def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """Return the optimizer of the parameters of `model` that train.
+def parameter_groups(model: nn.Module, *, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+    """Return the parameters of `model` that train, as an optimizer takes them.
 
-    Where `spec.decay_norm_and_bias` is false, biases and tensors of one dimension (norms) do not decay.
+    Args:
+        model: The network.
+        decay_norm_and_bias: False keeps biases and tensors of one dimension (norms) from weight decay.
     """
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = spec.decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith("bias"))
+            decays = decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith("bias"))
             (decayed if decays else plain).append(parameter)
-    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters of `model` that train."""
+    groups = parameter_groups(model, decay_norm_and_bias=spec.decay_norm_and_bias)
     if spec.name == "adamw":
         return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay)
     return torch.optim.SGD(

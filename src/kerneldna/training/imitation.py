@@ -1,0 +1,118 @@
+"""The loss of a student that is to answer as its teacher does: no labels are needed.
+
+    T^2 KL(softmax(teacher / T) || softmax(student / T))  +  weight * mean over stages of |student - teacher|^2 / var(teacher)
+
+The first term is that of Hinton et al. (arXiv 1503.02531). The second compares the maps behind each stage, which both networks have
+alike where one was made of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kerneldna.conversion.stages import find_stages
+from kerneldna.network import surgery
+
+
+class Imitation:
+    """Compares a student with its teacher on images.
+
+    Not a module on purpose: what holds one does not train, save or count the teacher.
+
+    Args:
+        teacher: A trained network, from images `(B, C, H, W)` to logits `(B, classes)`. It is put in eval mode.
+        temperature: Of the softmax, T.
+        features: Weight of the second term; 0 leaves it out.
+
+    Raises:
+        ValueError: If the temperature or the weight is none.
+    """
+
+    def __init__(self, teacher: nn.Module, *, temperature: float = 2.0, features: float = 1.0) -> None:
+        if not temperature > 0 or not features >= 0:
+            raise ValueError(
+                f"temperature is {temperature:g} and features {features:g}; expected a temperature above 0, and a weight of 0 or "
+                "more"
+            )
+        self.teacher = teacher.eval()
+        self.temperature, self.features = temperature, features
+        self.stages = find_stages(teacher) if features else []
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher."""
+        self.teacher.to(device)
+
+    def compare(self, student: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run both networks on images `(B, C, H, W)`.
+
+        Args:
+            student: In the mode that it is to run in, with modules of the names of the teacher's stages; others are not compared.
+            images: On the device of both.
+
+        Returns:
+            The student's logits, and the terms of the loss by name: "logits" and, where there are stages, "features".
+
+        Raises:
+            ValueError: If the two give logits of different shapes.
+        """
+        expected: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
+        shared = [name for name in self.stages if _has(student, name)]
+
+        def note(name: str, output: Tensor) -> None:
+            expected[name] = output.detach().clone()  # an activation behind it may overwrite it
+
+        def measure(name: str, output: Tensor) -> None:
+            if name in expected and expected[name].shape == output.shape:
+                target = expected[name].float()
+                terms[name] = (output.float() - target).square().mean() / target.var().clamp_min(1e-12)
+
+        with torch.no_grad(), _watched(self.teacher, shared, note):
+            wanted = self.teacher(images)
+        with _watched(student, shared, measure):
+            logits = student(images)
+        if logits.shape != wanted.shape:
+            raise ValueError(
+                f"the teacher gives logits {tuple(wanted.shape)}, the student {tuple(logits.shape)}; they need the same classes"
+            )
+        t = self.temperature
+        answers = F.log_softmax(wanted.float() / t, dim=1)
+        found = {
+            "logits": t**2
+            * F.kl_div(
+                F.log_softmax(logits.float() / t, dim=1), answers, reduction="batchmean", log_target=True
+            )
+        }
+        if terms:
+            found["features"] = self.features * torch.stack(list(terms.values())).mean()
+        return logits, found
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the terms of a loss."""
+    return torch.stack(list(terms.values())).sum()
+
+
+def _watched(model: nn.Module, names: list[str], note: Any) -> ExitStack:
+    """Give the output of each module called to `note`, with its name, while the block runs."""
+    hooks = ExitStack()
+    for name in names:
+        hook = surgery.get(model, name).register_forward_hook(
+            lambda _, __, output, name=name: note(name, output) if isinstance(output, Tensor) else None
+        )
+        hooks.callback(hook.remove)
+    return hooks
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        surgery.get(model, name)
+    except ValueError:
+        return False
+    return True
