@@ -175,6 +175,19 @@ class DetectionSpec(_Section):
     """Train on images without an object too."""
 
 
+class DistillSpec(_Section):
+    """Which trained network is imitated, and by which: labels then serve to measure, not to train."""
+
+    student: str
+    """A run folder or model folder of the network that trains on, in place of a new one by `model`: kdna compress leaves one."""
+    teacher: str
+    """A run folder or model folder of the network to imitate."""
+    temperature: Positive = 2.0
+    """Of the softmax of both."""
+    features: NotNegative = 1.0
+    """Weight of the maps behind each stage in the loss."""
+
+
 class Recipe(_Section):
     """Everything one training run depends on."""
 
@@ -189,6 +202,8 @@ class Recipe(_Section):
     schedule: ScheduleSpec
     detection: DetectionSpec | None = None
     """For the task "detection" only."""
+    distill: DistillSpec | None = None
+    """Learn from a teacher's answers in place of labels; for classification only."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread over all classes."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -209,6 +224,17 @@ class Recipe(_Section):
                 f"the task is {self.task!r} and the section detection is {'missing' if self.detection is None else 'given'}; "
                 "they belong together: add or remove one"
             )
+        if self.distill is not None:
+            clashing = {
+                "label_smoothing": self.label_smoothing,
+                "augment.mixup": self.augment.mixup,
+                "augment.cutmix": self.augment.cutmix,
+                "detection": self.detection is not None,
+            }
+            if given := [key for key, value in clashing.items() if value]:
+                raise ValueError(
+                    f"{', '.join(given)}: not beside the section distill, whose loss has no labels; leave it out"
+                )
         if self.detection is None:
             return self
         unused = {

@@ -69,7 +69,7 @@ def evaluate(
         folder = RunFolder(run_dir_or_model)
         recipe = recipe or folder.recipe()
         model = checkpoint.load(folder.model_dir)
-    data = _of_classes(open_data(recipe.data.source), classes_of(model))
+    data = labelled_for(model, open_data(recipe.data.source))
     loader = val_loader(data, recipe)
     # Without the average: the network given is the one to measure.
     network = model if isinstance(model, nn.Module) else _Function(model)
@@ -116,8 +116,13 @@ def headline(
     return figures
 
 
-def _of_classes(data: ImageData, classes: tuple[str, ...] | None) -> ImageData:
-    """Return the data set with labels as the network numbers its classes."""
+def labelled_for(network: Network, data: ImageData) -> ImageData:
+    """Return a data set with labels as a network numbers its classes.
+
+    Raises:
+        ValueError: If it has classes that the network does not know.
+    """
+    classes = classes_of(network)
     if classes is None:
         log.warning(
             "the network was saved without the names of its classes; those of %s are taken for them, in this order: %s",

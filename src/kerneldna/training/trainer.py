@@ -25,7 +25,9 @@ from kerneldna.data.dataset import open_data
 from kerneldna.reading.shown import said
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
+from kerneldna.training.evaluate import labelled_for
 from kerneldna.training.lightning_setup import make_loggers, make_trainer, quiet
+from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.origin import continued
 from kerneldna.training.resume import RunImages, RunKeeper, StopRequest
 from kerneldna.training.run_folder import Result, RunFolder
@@ -92,6 +94,8 @@ def train(
         last = folder.checkpoint_file if resume and folder.checkpoint_file.exists() else None
         if last is not None:
             data = continued(data, last)
+        if recipe.distill is not None:
+            data = labelled_for(OpenedRun(recipe.distill.student).network(), data)
         images = RunImages(data, recipe)
         torch.manual_seed(recipe.seed)
         task = tasks.get(recipe.task).for_data(data, recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from timm.data.mixup import Mixup
@@ -19,6 +19,8 @@ from kerneldna.data.transforms import ClassificationPreset
 from kerneldna.models import create_from
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
+from kerneldna.training.imitation import Imitation, total
+from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.task import Task
 
 
@@ -33,13 +35,21 @@ class Classification(Task):
         num_classes: Number of classes.
         model: The network, from images `(B, 3, H, W)` to logits `(B, num_classes)`; built from `recipe.model`
             where not given.
+        teacher: The network whose answers are learnt in place of labels, by the recipe's section distill.
     """
 
     preset: ClassVar[Preset] = ClassificationPreset()
     figures: ClassVar[tuple[str, ...]] = ("val_loss", "top1", "top5")
     headline: ClassVar[tuple[str, ...]] = ("top1",)
 
-    def __init__(self, recipe: Recipe, num_classes: int, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        model: nn.Module | None = None,
+        *,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__(
             recipe, create_from(recipe.model, num_classes=num_classes) if model is None else model
         )
@@ -50,6 +60,9 @@ class Classification(Task):
             if self.mixup
             else nn.CrossEntropyLoss(None, label_smoothing=recipe.label_smoothing)
         )
+        self.imitation = None
+        if teacher is not None and (spec := recipe.distill) is not None:
+            self.imitation = Imitation(teacher, temperature=spec.temperature, features=spec.features)
         # "disable" lets a loss that is not a number show, and ignores weights: it is given one value an image
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
@@ -67,14 +80,23 @@ class Classification(Task):
                 f"the data set {data.name!r} has one class, {', '.join(data.classes)}, and a classifier tells two or more apart; "
                 "give the images of each class a folder of their own, train/<class>/ and val/<class>/, or a label of their own"
             )
-        if model is None:
+        teacher = None
+        if model is None and recipe.distill is not None:
+            model = OpenedRun(recipe.distill.student).network()
+            teacher = OpenedRun(recipe.distill.teacher).network()
+        elif model is None:
             model = create_from(recipe.model, num_classes=len(data.classes))
             set_state(model, classes=list(data.classes))
-        return cls(recipe, len(data.classes), model)
+        return cls(recipe, len(data.classes), model, teacher=teacher)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of the measured network, `(B, num_classes)`."""
         return self.measured(images.contiguous(memory_format=self.memory_format))
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to where the network trains."""
+        if self.imitation is not None:
+            self.imitation.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of images `(B, 3, H, W)` and class indices `(B,)`."""
@@ -84,9 +106,18 @@ class Classification(Task):
                 images, targets = torch.cat([images, images[-1:]]), torch.cat([targets, targets[-1:]])
             images, targets = self.mixup(images, targets)
         images = images.contiguous(memory_format=self.memory_format)
-        loss = self.loss(self.model(images), targets)
-        self.note_step((images,), len(images), loss)
+        terms: dict[str, Tensor] = {}
+        if self.imitation is None:
+            loss = self.loss(self.model(images), targets)
+        else:
+            _, terms = self.imitation.compare(self.model, images)
+            loss = total(terms)
+        self.note_step((images,), len(images), loss, parts=terms)
         return loss
+
+    def name_targets(self, inputs: tuple[Any, ...]) -> str:
+        """Name what the loss compares the network's outputs with, for messages."""
+        return super().name_targets(inputs) if self.imitation is None else "the teacher's answers"
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a batch of images `(B, 3, H, W)` and class indices `(B,)` into the metrics."""
