@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kdna.terminal import say, show_table
+from kdna.wording import spoken
 
 
 def bench(
@@ -168,7 +169,7 @@ def _notes(report: Any) -> list[str]:
     failed: dict[str, list[str]] = {}
     for row in report.rows:
         if row.error is not None:
-            said = f"in {row.runtime} failed: {row.error.splitlines()[0][:400]}"
+            said = f"in {row.runtime} failed: {spoken(row.error.splitlines()[0][:400], bench)}"
             failed.setdefault(said, []).append(row.label)
     lines += [f"{', '.join(labels)} {said}" for said, labels in failed.items()]
     return lines

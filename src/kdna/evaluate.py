@@ -34,6 +34,9 @@ def evaluate(
             help="Folder for a detector's detections in COCO's results format: bbox.json, segm.json."
         ),
     ] = None,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Open a network whose weights hold NaN or infinity too.")
+    ] = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> dict[str, Any]:
     """Measure a trained network, or an exported file, on the validation images of its recipe."""
@@ -49,7 +52,7 @@ def evaluate(
     if model is not None and model.is_file():
         network = kd.load_exported(model, runtime=runtime or runtime_of(model, option="--runtime "))
     else:
-        network = kd.load(model or folder.model_dir)
+        network = kd.load(model or folder.model_dir, allow_nonfinite=allow_nonfinite)
     figures = evaluate(network, recipe, detections=detections, progress=progress)
     if recipe.task == "detection":
         _print_precision(figures)

@@ -20,6 +20,9 @@ def inspect(
     ] = None,
     width: Annotated[float, typer.Option(help="Factor on the channels of a timm network.")] = 1.0,
     stem: Annotated[str, typer.Option(help="default, or small for images of 32 px.")] = "default",
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Open a folder whose weights hold NaN or infinity too.")
+    ] = False,
 ) -> dict[str, Any]:
     """Print which layers are parents and which are children, and parameters, bytes and multiply-accumulates before and after."""
     import kerneldna as kd
@@ -28,7 +31,7 @@ def inspect(
 
     options = {key: read_value(value) for key, _, value in (item.partition("=") for item in set_ or [])}
     if Path(model).is_dir():
-        network = OpenedRun(model).network()
+        network = OpenedRun(model).network(allow_nonfinite=allow_nonfinite)
     else:
         network = kd.create_model(model, method=method, options=options, width=width, stem=stem)
     plan = kd.plan_of(network)

@@ -21,6 +21,8 @@ _OTHERWISE = {
     "export": {"images": "--calibrate {}"},
     "train": {"run_dir": "--run {}", **{key: f"model.{key}={{}}" for key in ("method", "width", "stem")}},
 }
+# What one command does, said by the others too.
+_ELSEWHERE = {"allow_nonfinite": "kdna inspect --allow-nonfinite"}
 # How a command is given an option of a method.
 _METHOD_OPTION = {"inspect": "--set {}={}", "train": "model.options.{}={}"}
 
@@ -43,7 +45,7 @@ def spoken(text: str, command: Callable[..., Any]) -> str:
         "'runs/a' holds a run; --resume goes on with it"
     """
     command_name = command.__name__
-    words = {**_options(command), **_OTHERWISE.get(command_name, {})}
+    words = {**_ELSEWHERE, **_options(command), **_OTHERWISE.get(command_name, {})}
     option_words = _METHOD_OPTION.get(command_name)
 
     def say(found: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from kerneldna.conversion.convert import Method, convert_, set_state
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
+from kerneldna.network.tensors import Stored, check_finite
 from kerneldna.reading.arguments import check_arguments
 from kerneldna.reading.shown import said, shown
 from kerneldna.reading.typed import Within, typed, typed_fields
@@ -71,7 +72,7 @@ def create_model(
         The network, in training mode.
 
     Raises:
-        ValueError: If a name is unknown, or width or stem do not fit the network.
+        ValueError: If a name is unknown, width or stem do not fit the network, or weights that it starts from are not finite.
 
     Example:
         >>> model = create_model("resnet18", method="kerneldna", num_classes=10)
@@ -88,7 +89,11 @@ def create_model(
             f"pretrained weights are for width=1, stem='default'; given width={width}, stem={stem!r}"
         )
     model = _backbone(name, width, num_classes=num_classes, pretrained=pretrained, **timm_args)
-    if name.startswith(_REDRAWN) and not (pretrained or timm_args.get("checkpoint_path")):
+    if start := timm_args.get("checkpoint_path") or pretrained:
+        what = f"{name}'s pretrained weights" if start is True else f"checkpoint_path={str(start)!r}"
+        given = Stored(dict(model.state_dict()), {}, (), {})
+        check_finite(given, what, "give another file, or train from a random start")
+    elif name.startswith(_REDRAWN):
         draw_kernels_(model)
     input_size = surgery.input_size_of(model)
     if stem == "small":

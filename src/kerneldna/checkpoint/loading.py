@@ -20,16 +20,17 @@ from kerneldna.checkpoint.folder import (
 )
 from kerneldna.layers.marks import check_loans
 from kerneldna.network import surgery
-from kerneldna.network.tensors import fill_, mismatch, shapes
+from kerneldna.network.tensors import check_finite, fill_, mismatch, shapes
 
 
-def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, *, model: nn.Module | None = None, allow_nonfinite: bool = False) -> nn.Module:
     """Load a network from a folder that `save` wrote.
 
     Args:
         folder: With `config.json` and `model.safetensors`.
         model: For a network that `create_model` did not make: the same network as it was before its conversion. It is converted
             (and fused, if the saved one was) in place; of a detector, the network that it was created on.
+        allow_nonfinite: Load weights with NaN or infinity in them too, to look at them or repair them.
 
     Returns:
         The network or detector with its weights and their types, in eval mode, on the CPU unless `model` is elsewhere.
@@ -37,7 +38,7 @@ def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is damaged or was changed, or the weights are not those of the network; the message says what is
-            missing, too much, or of another shape or type. `model` is then as it was.
+            missing, too much, of another shape or type, or not finite. `model` is then as it was.
     """
     config_file, weights_file = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     noted = read_config(config_file)
@@ -59,9 +60,14 @@ def load(folder: str | Path, *, model: nn.Module | None = None) -> nn.Module:
             f"{weights_file} is not the network of {CONFIG}: {'; '.join(problems)}{_other_size(noted, model)}"
         )
     check_unchanged(noted, config_file, weights_file)
+    given = held(read_weights(weights_file), noted)
+    if not allow_nonfinite:
+        check_finite(
+            given, str(weights_file), "restore it, or train again; allow_nonfinite=True opens it all the same"
+        )
     network = built(noted, model, config_file)
     check_loans(network, "load")
-    fill_(network, held(read_weights(weights_file), noted))
+    fill_(network, given)
     return network.eval()
 
 

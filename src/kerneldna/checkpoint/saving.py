@@ -19,13 +19,15 @@ from kerneldna.conversion.convert import network_of, state_of
 from kerneldna.files import atomic, write_json
 from kerneldna.layers.marks import check_loans
 from kerneldna.network.likeness import differences
-from kerneldna.network.tensors import Stored, mismatch, shapes, stored
+from kerneldna.network.tensors import Stored, check_finite, mismatch, shapes, stored
 from kerneldna.reading.checksum import checksum_of_data, checksum_of_file
 from kerneldna.reading.shown import said
 from kerneldna.reading.typed import typed
 
 
-def save(model: nn.Module, folder: str | Path, *, by_name: bool = True) -> Path:
+def save(
+    model: nn.Module, folder: str | Path, *, by_name: bool = True, allow_nonfinite: bool = False
+) -> Path:
     """Save `model` to a folder, each file whole or not at all.
 
     What `create_model` made is built again first, without memory, and compared: what `save` returns from, `load` opens. Of changes
@@ -37,13 +39,14 @@ def save(model: nn.Module, folder: str | Path, *, by_name: bool = True) -> Path:
         folder: Made if missing; a network in it is overwritten.
         by_name: Note how `create_model` made the network. False is for one that was changed since: it is then saved as one of your
             own, and `load` needs `model=`.
+        allow_nonfinite: Save weights with NaN or infinity in them too; `load` needs the same then.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If `load` could not open it with equal outputs; the message names the layer, tensor or argument. No file is
-            written then.
+        ValueError: If `load` could not open it with equal outputs, or weights are not finite; the message names the layer, tensor
+            or argument. No file is written then.
     """
     folder = Path(folder)
     inside = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
@@ -51,6 +54,9 @@ def save(model: nn.Module, folder: str | Path, *, by_name: bool = True) -> Path:
         raise ValueError(f"a {type(model).__name__} was given; save the network in it, model.{inside}")
     check_loans(model, "save")
     given = stored(model)
+    if not allow_nonfinite:
+        remedy = "train it anew, or pass allow_nonfinite=True to save it as it is"
+        check_finite(given, f"this {type(model).__name__}", remedy)
     noted = _noted(model, given, by_name=by_name)
     own = checksum_of_data(noted)
     try:

@@ -99,6 +99,34 @@ def fill_(model: nn.Module, given: Stored[Tensor]) -> None:
         _tie_(model, name, first)
 
 
+def check_finite(given: Stored[Tensor], what: str, remedy: str) -> None:
+    """Refuse tensors that hold NaN or infinity, which spread to every output.
+
+    Infinity in a buffer that is not persistent passes: a class builds it so, a mask for one.
+
+    Args:
+        given: The tensors.
+        what: They are, for the message: a file.
+        remedy: The end of the message.
+
+    Raises:
+        ValueError: If one does; the message names tensors, and how many of their numbers are broken.
+    """
+    broken = []
+    for name, tensor in given.tensors.items():
+        if not tensor.is_floating_point() or tensor.is_meta or bool(tensor.isfinite().all()):
+            continue
+        wrong = tensor.isnan() if name in given.buffers else ~tensor.isfinite()
+        if count := int(wrong.sum()):
+            broken.append(f"{name} ({count:,} of {tensor.numel():,})")
+    if broken:
+        more = f", and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise ValueError(
+            f"{what} holds numbers that are not finite in {len(broken)} tensor{'s' * (len(broken) > 1)}: "
+            f"{', '.join(broken[:5])}{more}; {remedy}"
+        )
+
+
 def shapes(model: nn.Module, buffers: tuple[str, ...]) -> dict[str, Shape]:
     """Return the shape of every tensor of a network by name, and whether its numbers are floating point.
 

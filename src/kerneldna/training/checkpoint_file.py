@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from kerneldna.files import atomic
+from kerneldna.network.tensors import Stored, check_finite
 from kerneldna.reading.shown import said
 from kerneldna.reading.text import check_file
 from kerneldna.reading.typed import Count, typed
@@ -100,7 +101,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or no checkpoint of a run; the message names what is missing.
+            ValueError: If it is damaged, no checkpoint of a run, or holds weights that are not finite; the message names what is
+                missing.
         """
         found = read_plain(path, map_location=map_location or "cpu")
         known = {key: value for key, value in found.items() if key in _State.__dataclass_fields__}
@@ -109,6 +111,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             for name, tensor in found["state_dict"].items():
                 if not isinstance(tensor, Tensor):
                     raise ValueError(f"state_dict.{name}: expected a tensor, given a {type(tensor).__name__}")
+            check_finite(Stored(found["state_dict"], {}, (), {}), "state_dict", "its training diverged")
         except ValueError as error:
             raise damaged(path, str(error)) from error
         return found

@@ -46,9 +46,13 @@ class OpenedRun:
         """What the network was trained for: "classification" or "detection"; None without a recipe."""
         return self.recipe and self.recipe.task
 
-    def network(self) -> nn.Module:
-        """Load the trained network, in eval mode; a new one at every call."""
-        return checkpoint.load(self.model_dir)
+    def network(self, *, allow_nonfinite: bool = False) -> nn.Module:
+        """Load the trained network, in eval mode; a new one at every call.
+
+        Args:
+            allow_nonfinite: Also if there is NaN or infinity in its weights.
+        """
+        return checkpoint.load(self.model_dir, allow_nonfinite=allow_nonfinite)
 
     def calibration(
         self, network: nn.Module, *, source: str | None = None, images: int = 1024, augmented: bool = False
