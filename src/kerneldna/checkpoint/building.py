@@ -13,6 +13,7 @@ from kerneldna.conversion.convert import carry_out_, set_state, state_of
 from kerneldna.conversion.plan import Plan
 from kerneldna.deploy.fuse import fuse_as_
 from kerneldna.detection.detectors import create_detector
+from kerneldna.detection.settings import set_settings_
 from kerneldna.models import create_model
 from kerneldna.reading.shown import said
 
@@ -33,7 +34,11 @@ def built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.M
             fuse_as_(model, noted["fused"])
         if noted.get("classes"):
             set_state(model, classes=noted["classes"])
-        return create_detector(model, **noted["detector"]) if noted.get("detector") else model
+        if not (given := noted.get("detector")):
+            return model
+        detector = create_detector(model, **{key: value for key, value in given.items() if key != "settings"})
+        set_settings_(detector, given.get("settings", {}))
+        return detector
     except MemoryError:
         raise
     # what is written there reaches the code of timm, torch and the methods, which raise whatever they like

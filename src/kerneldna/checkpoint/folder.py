@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kerneldna.conversion.plan import Plan, Side
+from kerneldna.detection.settings import check_settings
 from kerneldna.models import check_created
 from kerneldna.network.tensors import Shape, Stored
 from kerneldna.reading.checksum import checksum_of_data, checksum_of_file
@@ -49,6 +50,10 @@ class _Detector:
     scales: tuple[Side, ...]
     anchor_sizes: tuple[Side, ...]
     boxes_per_image: Annotated[int, Within(1, 2**20)]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # 0.1.0 noted none
+
+    def __post_init__(self) -> None:
+        check_settings(self.settings, "detector.settings")
 
 
 @dataclass(frozen=True)

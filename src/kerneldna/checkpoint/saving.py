@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kerneldna.checkpoint.building import built_on_meta
 from kerneldna.checkpoint.folder import CONFIG, FORMAT, WEIGHTS, Config
 from kerneldna.conversion.convert import network_of, state_of
+from kerneldna.detection.settings import settings_of
 from kerneldna.files import atomic, write_json
 from kerneldna.layers.marks import check_loans
 from kerneldna.network.likeness import differences
@@ -77,7 +78,7 @@ def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[st
     """
     noted = {"format": FORMAT, "kerneldna": version("kerneldna"), **state_of(network_of(model))}
     if detector := state_of(model).get("detector"):
-        noted["detector"] = detector
+        noted["detector"] = {**detector, "settings": settings_of(model)}
         noted.pop("classes", None)  # of the classifier that the backbone was
     tensors = {"same": given.same, "buffers": given.buffers, "versions": given.versions}
     noted |= {name: value for name, value in tensors.items() if value}

@@ -10,9 +10,9 @@ The list is for reading; it is not COCO's format of results, whose images have n
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,9 @@ def detect(detector: nn.Module, image: Image.Image, *, threshold: float = 0.5) -
     """
     check_threshold(threshold)
     device = next(detector.parameters()).device
-    with _only_above(detector, threshold):
-        found = detector([to_tensor(image).to(device)])[0]
-    return {name: tensor.cpu() for name, tensor in foreground(found).items()}
+    found = foreground(_only_above(detector, threshold)([to_tensor(image).to(device)])[0])
+    kept = found["scores"] > threshold
+    return {name: tensor[kept].cpu() for name, tensor in found.items()}
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -169,16 +169,18 @@ def _check_shape(detector: nn.Module, image: Image.Image, name: str) -> None:
         raise UnreadableImageError(name, reason)
 
 
-@contextmanager
-def _only_above(detector: nn.Module, threshold: float) -> Iterator[None]:
-    """Let a detector drop low scores itself: it makes each mask as large as the image, a hundred of them in a photograph."""
-    head: Any = getattr(detector, "roi_heads", detector)
-    own = head.score_thresh
-    head.score_thresh = max(own, threshold)
-    try:
-        yield
-    finally:
-        head.score_thresh = own
+def _only_above(detector: nn.Module, threshold: float) -> nn.Module:
+    """Return a view of a detector that drops low scores itself: it makes each mask as large as the image, hundreds in all.
+
+    The detector stays as it is, since another thread may run it.
+    """
+    view: Any = copy.copy(detector)
+    head = view
+    if "roi_heads" in view._modules:
+        head = copy.copy(view._modules["roi_heads"])
+        view._modules = {**view._modules, "roi_heads": head}
+    head.score_thresh = max(head.score_thresh, threshold)
+    return view
 
 
 def _rows(found: Mapping[str, Tensor], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,16 +7,27 @@ from typing import Any
 from timm.layers import DropBlock2d, DropPath
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import MultiScaleRoIAlign
 
 from kerneldna.network.replaceable import own_code
 
 _NEUTRAL = (_DropoutNd, DropPath, DropBlock2d, nn.Identity)  # what does nothing in eval mode
 # settings without an effect in eval mode
 _OF_TRAINING = frozenset(
-    ("training", "momentum", "inplace", "grad_checkpointing", "num_classes", "drop_rate", "drop_path_rate")
+    (
+        "training",
+        "momentum",
+        "inplace",
+        "grad_checkpointing",
+        "num_classes",
+        "drop_rate",
+        "drop_path_rate",
+        "_has_warned",
+    )
 )
-# a detector's settings for what it finds (score_thresh, detections_per_img) and what it notes of the maps it has seen
-_OF_DETECTORS = ("torchvision.models.detection.", "torchvision.ops.")
+# what a part of a detector notes of the maps that it has seen
+_SEEN = ("scales", "map_levels")
 _SIMPLE = (bool, int, float, str, type(None))
 
 
@@ -48,15 +59,23 @@ def _difference(wanted: nn.Module, given: nn.Module) -> str:
         return f"is a {type(given).__name__} instead of a {type(wanted).__name__}"
     if (code := own_code(given)) and own_code(wanted) != code:
         return f"has code of its own: {code}"
-    if type(given).__module__.startswith(_OF_DETECTORS):
-        return ""
-    theirs = vars(given)
-    for name, value in vars(wanted).items():
-        if name in _OF_TRAINING or name not in theirs or not (_simple(value) and _simple(theirs[name])):
-            continue
-        if value != theirs[name]:
+    passed = (*_OF_TRAINING, *(_SEEN if isinstance(given, MultiScaleRoIAlign) else ()))
+    theirs = _settings(given)
+    for name, value in _settings(wanted).items():
+        if name not in passed and name in theirs and value != theirs[name]:
             return f"has {name}={theirs[name]!r} instead of {value!r}"
     return ""
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return the plain values that a module holds, and those of the object by which a detector's part decodes boxes."""
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if _simple(value):
+            found[name] = list(value) if isinstance(value, tuple) else value
+        elif isinstance(value, BoxCoder):
+            found |= {f"{name}.{inner}": part for inner, part in vars(value).items() if _simple(part)}
+    return found
 
 
 def _simple(value: Any) -> bool:
