@@ -1,6 +1,7 @@
 """Numbers in, pictures out. matplotlib is imported by the figures that need it, when they are drawn."""
 
 from kerneldna.figures.attention_maps import attention_maps
+from kerneldna.figures.compression_curve import compression_curve
 from kerneldna.figures.curves import accuracy_curves, loss_curves
 from kerneldna.figures.detections import draw_detections
 from kerneldna.figures.diagram import stage_svg
@@ -10,6 +11,7 @@ from kerneldna.figures.pareto import throughput_figure
 __all__ = [
     "accuracy_curves",
     "attention_maps",
+    "compression_curve",
     "distance_figure",
     "draw_detections",
     "gate_figure",
