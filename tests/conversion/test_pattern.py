@@ -1,6 +1,6 @@
 import pytest
 
-from kerneldna.conversion.pattern import Slot, alternate, parse, resolve
+from kerneldna.conversion.pattern import Slot, parse, resolve, written
 
 BIG, SMALL = (8, 8, 3, 3), (8, 4, 3, 3)
 
@@ -62,10 +62,17 @@ def test_letters_and_layers_must_agree():
         resolve(parse("FS"), slots((BIG,)))
 
 
-def test_alternate_shares_every_second_layer_of_a_shape_with_a_later_one():
+def test_pairs_are_written_as_the_pattern_that_they_are_read_from():
     blocks = slots((SMALL, BIG), (BIG, BIG), (BIG, BIG))
-    pattern = alternate(blocks)
+    pairs = {"s.1.conv0": "s.1.conv1", "s.2.conv0": "s.2.conv1"}
+    pattern = written(blocks, pairs)
     assert str(pattern) == "FF-SF-SF"
-    pairs = resolve(pattern, blocks)
-    order = [slot.name for block in blocks for slot in block]
-    assert all(order.index(child) < order.index(parent) for child, parent in pairs.items())
+    assert resolve(pattern, blocks) == pairs
+
+
+def test_pairs_that_are_not_the_nearest_have_numbers():
+    blocks = slots((BIG, BIG), (BIG, BIG))
+    pairs = {"s.0.conv0": "s.1.conv0", "s.0.conv1": "s.1.conv1"}
+    pattern = written(blocks, pairs)
+    assert str(pattern) == "S1S2-F1F2"
+    assert resolve(pattern, blocks) == pairs

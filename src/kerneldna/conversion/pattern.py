@@ -9,7 +9,7 @@ A pattern is a value: `parse` makes it, `str` writes it back, `resolve` finds ea
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,23 +100,31 @@ def resolve(pattern: Pattern, blocks: Sequence[Sequence[Slot]], *, stage: str = 
     return pairs
 
 
-def alternate(blocks: Sequence[Sequence[Slot]]) -> Pattern:
-    """Return the pattern that shares as evenly as the shapes allow: of the layers of equal shape every second is an S.
+def written(blocks: Sequence[Sequence[Slot]], pairs: Mapping[str, str]) -> Pattern:
+    """Write pairs of child and parent as the pattern that `resolve` reads them from.
 
-    The last layer of each shape is an F, so that every S finds a later parent.
+    The letters have numbers where the nearest F of a child's shape is not its parent.
+
+    Args:
+        blocks: The layers of a stage, block by block, in execution order.
+        pairs: The name of each child, mapped to the name of its parent; a parent is no child.
+
+    Example:
+        >>> blocks = [[Slot("a", (8, 8, 3, 3))], [Slot("b", (8, 8, 3, 3))]]
+        >>> str(written(blocks, {"a": "b"}))
+        'S-F'
     """
-    remaining: dict[Shape, int] = {}
-    for block in blocks:
-        for slot in block:
-            remaining[slot.shape] = remaining.get(slot.shape, 0) + 1
-    letters = []
-    for block in blocks:
-        row = []
-        for slot in block:
-            remaining[slot.shape] -= 1
-            row.append(Letter(shared=remaining[slot.shape] % 2 == 1))
-        letters.append(tuple(row))
-    return Pattern(tuple(letters))
+    plain = Pattern(tuple(tuple(Letter(slot.name in pairs) for slot in block) for block in blocks))
+    if resolve(plain, blocks) == pairs:
+        return plain
+    full = [slot.name for block in blocks for slot in block if slot.name not in pairs]
+    numbers = {name: number for number, name in enumerate(full, start=1)}
+    return Pattern(
+        tuple(
+            tuple(Letter(slot.name in pairs, numbers[pairs.get(slot.name, slot.name)]) for slot in block)
+            for block in blocks
+        )
+    )
 
 
 def _parse_block(group: str, text: str) -> tuple[Letter, ...]:

@@ -5,23 +5,31 @@ weight = parent.weight * (1 + spatial) * (1 + filter)        y = conv(x * a(x), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
 
-from kerneldna.conversion import pattern, stages
+from kerneldna.conversion import additions, pattern, stages
+from kerneldna.conversion.adapters import AUTO, Adapters
+from kerneldna.conversion.choice import choose
 from kerneldna.conversion.plan import Change, Plan, Stage
+from kerneldna.conversion.rows import Row
 from kerneldna.layers.attention import NORMS, Gate
-from kerneldna.layers.child import ChildConv2d, ChildLinear
-from kerneldna.layers.lookahead import stage_gates, watch_passes_
+from kerneldna.layers.lookahead import watch_passes_
 from kerneldna.layers.modulation import MODULATIONS
-from kerneldna.network import surgery, survey
+from kerneldna.network import surgery
+from kerneldna.network.scope import Entries, layers_in, named
 from kerneldna.network.surgery import InputSize
+from kerneldna.network.survey import Skip
 from kerneldna.registry import methods, suggest
 
 GATES = ("child", "stage")
+_CHOOSING = ("budget", "include", "exclude")
 
 
 @methods.register("kerneldna")
@@ -31,10 +39,17 @@ class KernelDNA:
 
     Args:
         patterns: Stage name -> pattern, such as `{"layer3": "FS-SF-SF"}`. None finds the stages of the network and
-            makes every second layer of equal shape a child of the next.
-        eligible: The kinds of layer that letters stand for: "dense", "pointwise" or "depthwise", or several of them.
+            makes every second layer of equal shape a child of the next, where that saves more than the adapter costs.
+        eligible: The kinds of layer that letters stand for: "dense", "pointwise" or "depthwise", or several of them. None is
+            "dense" with patterns, "dense" and "pointwise" without.
         reduction: Of the channel attention: the hidden width is channels // reduction. A mapping gives each layer its
-            own by the last part of its name, `{"conv_pw": 4, "conv_pwl": 24}`; layers it does not name get 4.
+            own by the last part of its name, `{"conv_pw": 4, "conv_pwl": 24}`; layers it does not name get 4. "auto" is 4, and
+            twice that as often as it takes for the child to cost less than the kernel that it saves.
+        budget: Share of the network's parameters to keep, above 0 and below 1: `0.8` makes as many children as it takes to
+            have 80 % of the parameters or fewer, the later stages first. Without patterns only, as are the next two.
+        include: The layers that may share: qualified names ("layer4" stands for everything in it), globs ("layer4.*"), classes
+            (`nn.Linear`, or its name). None is all.
+        exclude: The layers that may not, neither as children nor as parents.
         channel: With channel attention, the dynamic part.
         spatial: With spatial attention (static; kernels larger than 1x1).
         filter: With filter attention (static).
@@ -53,14 +68,15 @@ class KernelDNA:
             for both modes. Running means are kept, so `fuse_(mode="throughput")` needs no calibration data. 0 as published.
 
     Raises:
-        ValueError: If a pattern, kind, reduction, norm, gate, rate, modulation or rank is not one.
+        ValueError: If a pattern, kind, reduction, norm, gate, rate, modulation, rank or budget is not one, or a budget or scope is
+            given beside patterns, which name the children themselves.
     """
 
     name: ClassVar[str] = "kerneldna"
 
     patterns: Mapping[str, str] | None = None
-    eligible: str | Sequence[str] = "dense"
-    reduction: int | Mapping[str, int] = 4
+    eligible: str | Sequence[str] | None = None
+    reduction: int | str | Mapping[str, int] = 4
     channel: bool = True
     spatial: bool = True
     filter: bool = True
@@ -69,8 +85,25 @@ class KernelDNA:
     modulation: str = "paper"
     rank: int = 4
     gate_drop_rate: float = 0.0
+    budget: float | None = None
+    include: Entries = None
+    exclude: Entries = None
 
     def __post_init__(self) -> None:
+        for option in ("include", "exclude"):  # plain data, as a file has it
+            object.__setattr__(self, option, named(getattr(self, option)))
+        given = [
+            f"{option}={value!r}" for option in _CHOOSING if (value := getattr(self, option)) is not None
+        ]
+        if given and self.patterns is not None:
+            raise ValueError(
+                f"{given[0]} was given beside patterns={dict(self.patterns)}, which name the children themselves; "
+                "give one of the two"
+            )
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise ValueError(
+                f"budget is {self.budget}; expected the share of the parameters to keep, above 0 and below 1"
+            )
         for text in (self.patterns or {}).values():
             pattern.parse(text)
         for kind in self._kinds:
@@ -89,15 +122,20 @@ class KernelDNA:
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank}; a low-rank factor needs 1 or more")
         values = self.reduction.values() if isinstance(self.reduction, Mapping) else [self.reduction]
-        if any(value < 1 for value in values):
+        if any(value != AUTO and (isinstance(value, str) or value < 1) for value in values):
             raise ValueError(
-                f"reduction is {self.reduction}; a hidden width of channels // reduction needs 1 or more"
+                f"reduction is {self.reduction!r}; a hidden width of channels // reduction needs 1 or more, or {AUTO!r}"
             )
 
     @classmethod
     def recipe(cls, backbone: str, **options: Any) -> KernelDNA:
         """Return the paper's configuration for a timm backbone, or the automatic one; `options` replace single values."""
-        return cls(**{**RECIPES.get(backbone, {}), **options})
+        published = RECIPES.get(backbone, {})
+        if any(
+            options.get(option) is not None for option in _CHOOSING
+        ):  # in the place of the published patterns
+            published = {key: value for key, value in published.items() if key != "patterns"}
+        return cls(**{**published, **options})
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that make this method again, as JSON takes them."""
@@ -107,7 +145,15 @@ class KernelDNA:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Lay the patterns on the network's stages and find every child its parent."""
-        laid, skipped = stages.lay_out(skeleton, traced, self.patterns, eligible=self._kinds)
+        scope = {**self._out_of_scope(skeleton), **traced.irreplaceable}
+        choose = partial(self._choose, skeleton, traced)
+        laid, skipped = stages.lay_out(
+            skeleton,
+            replace(traced, irreplaceable=scope),
+            self.patterns,
+            eligible=self._kinds,
+            choose=choose,
+        )
         layers = [layer for stage in laid for block in stage.blocks for layer in block.layers]
         seers = {name: names[0] for names in self._gated_together(laid).values() for name in names[1:]}
         changes = tuple(
@@ -117,8 +163,8 @@ class KernelDNA:
         )
         if not changes and self.patterns is None:
             raise ValueError(
-                f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape, so "
-                f"there is nothing to share; try other kinds by KernelDNA(eligible=...): "
+                f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape"
+                f"{_that_pay(skipped)}, so there is nothing to share; try other kinds by KernelDNA(eligible=...): "
                 f"{', '.join(stages.KINDS)}; or name patterns"
             )
         return Plan(self.name, self.options(), input_size, changes, laid, skipped)
@@ -129,17 +175,49 @@ class KernelDNA:
             traced = surgery.trace(surgery.skeleton(model), plan.input_size)
         else:
             traced = surgery.Trace((), 0)
-        stages.add_(model, plan.stages, traced)
+        additions.add_(model, plan.stages, traced)
         gates: dict[str, Gate] = {}
         for stage, names in self._gated_together(plan.stages).items():
-            standing = {name: surgery.get(model, name) for name in names}
-            options: dict[str, Any] = {"norm": self.norm, "drop_rate": self.gate_drop_rate}
-            own = stage_gates(standing, reduction=self._reduction(names[0]), **options)
+            own = self._adapters.gates(model, names)
             watch_passes_(model, stage, own)
             gates |= own
         for family in plan.families:
             for name in family.children:
-                surgery.replace_(model, name, self._child(model, name, family.parent, gates.get(name)))
+                child = self._adapters.child(model, name, family.parent, gate=gates.get(name))
+                surgery.replace_(model, name, child)
+
+    def _out_of_scope(self, skeleton: nn.Module) -> dict[str, str]:
+        """Return the layers that may not share, each with the reason."""
+        found: dict[str, str] = {}
+        if self.include is not None:
+            within = layers_in(skeleton, self.include, option="include")
+            found = {
+                name: "include= does not name it"
+                for name, _ in skeleton.named_modules()
+                if name not in within
+            }
+        if self.exclude is not None:
+            found |= dict.fromkeys(layers_in(skeleton, self.exclude, option="exclude"), "exclude= names it")
+        return found
+
+    def _choose(
+        self, skeleton: nn.Module, traced: surgery.Trace, rows: Sequence[Row]
+    ) -> tuple[Collection[str], Sequence[Skip]]:
+        """Choose the children out of the rows of a network."""
+        total = surgery.parameters_of(skeleton)
+        wanted = None if self.budget is None else total - int(self.budget * total)
+        costs = partial(self._adapters.costs, skeleton, known={})
+        order = [call.name for call in traced.calls]
+        chosen = choose(rows, costs, order=order, wanted=wanted)
+        if wanted is not None and chosen.saved < wanted:
+            left = total - chosen.saved
+            raise ValueError(
+                f"budget={self.budget} asks for {total - wanted:,} of the {total:,} parameters of this {type(skeleton).__name__}; "
+                f"children of {' and '.join(self._kinds)} layers save {chosen.saved:,}, which leaves {left:,}: "
+                f"{math.ceil(1000 * left / total) / 1000} can be reached. Give a larger budget, other kinds by "
+                f"KernelDNA(eligible=...), smaller adapters by KernelDNA(reduction='auto'), or a wider scope"
+            )
+        return chosen.children, chosen.skipped
 
     def _gated_together(self, laid: Sequence[Stage]) -> dict[str, list[str]]:
         """Return the children of each stage that one gate serves, in the order they run."""
@@ -151,39 +229,35 @@ class KernelDNA:
         }
         return {stage: names for stage, names in children.items() if names}
 
-    def _child(self, model: nn.Module, name: str, parent_name: str, gate: Gate | None) -> nn.Module:
-        replaced, parent = survey.get(model, name), survey.get(model, parent_name)
-        options: dict[str, Any] = {
-            "reduction": self._reduction(name),
-            "channel": self.channel,
-            "norm": self.norm,
-            "modulation": self.modulation,
-            "spatial": self.spatial,
-            "filter": self.filter,
-            "rank": self.rank,
-            "gate_drop_rate": self.gate_drop_rate,
-            "gate": gate,
-            "parent_name": parent_name,
-        }
-        if isinstance(replaced, nn.Conv2d) and isinstance(parent, nn.Conv2d):
-            child = ChildConv2d(name, parent, replaced, **options)
-        elif isinstance(replaced, nn.Linear) and isinstance(parent, nn.Linear):
-            child = ChildLinear(name, parent, replaced, **options)
-        else:
-            raise ValueError(
-                f"child {name!r} is a {type(replaced).__name__}, its parent a {type(parent).__name__}; "
-                "the plan was made for another network"
-            )
-        return child.train(replaced.training)
-
-    def _reduction(self, name: str) -> int:
-        if isinstance(self.reduction, Mapping):
-            return self.reduction.get(name.rpartition(".")[2], 4)
-        return self.reduction
+    @property
+    def _adapters(self) -> Adapters:
+        return Adapters(
+            self.reduction,
+            gate=self.gate if self.channel else None,
+            norm=self.norm,
+            drop_rate=self.gate_drop_rate,
+            modulation={
+                "modulation": self.modulation,
+                "spatial": self.spatial,
+                "filter": self.filter,
+                "rank": self.rank,
+            },
+        )
 
     @property
     def _kinds(self) -> tuple[str, ...]:
+        if self.eligible is None:
+            return ("dense", "pointwise") if self.patterns is None else ("dense",)
         return (self.eligible,) if isinstance(self.eligible, str) else tuple(self.eligible)
+
+
+def _that_pay(skipped: Sequence[Skip]) -> str:
+    """Say how many layers were found and left out, with the reasons that most of them have; nothing if there are none."""
+    if not skipped:
+        return ""
+    reasons = Counter(skip.reason for skip in skipped)
+    said = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+    return f" that may and pays to share ({len(skipped)} were found and skipped: {said})"
 
 
 def _gated_by(name: str | None) -> str:

@@ -1,0 +1,139 @@
+"""What a pattern adds to a network: blocks after the last of a stage, and conv-norm-act units in a block."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from kerneldna.conversion.pattern import Pattern, Slot
+from kerneldna.conversion.plan import Block, Layer, Stage
+from kerneldna.network import surgery
+from kerneldna.network.surgery import Trace
+from kerneldna.network.survey import Skip
+
+
+def extended(
+    found: Mapping[str, Sequence[Slot]], skipped: Collection[Skip], wanted: Pattern, *, stage: str
+) -> list[Block]:
+    """Return the blocks that the pattern asks for: the stage's own, deepened where it has more letters, then copies of the last.
+
+    Args:
+        found: The eligible layers of each block.
+        skipped: The layers left out.
+        wanted: The pattern.
+        stage: The stage's name.
+
+    Raises:
+        ValueError: If the pattern does not fit the blocks.
+    """
+    if not found:
+        raise ValueError(
+            f"stage {stage!r} has no eligible layer; pattern {wanted} needs some; name other kinds by KernelDNA(eligible=...)"
+        )
+    names = list(found)
+    if len(wanted.blocks) < len(names):
+        raise ValueError(
+            f"stage {stage!r} has {len(names)} blocks, pattern {wanted} has {len(wanted.blocks)}: write a group for each"
+        )
+    while len(names) < len(wanted.blocks):
+        names.append(_next_name(names[-1], stage))
+    blocks = []
+    for i, (name, letters) in enumerate(zip(names, wanted.blocks, strict=True)):
+        added = i >= len(found)
+        source = names[len(found) - 1] if added else name
+        layers = [Layer(name + slot.name[len(source) :], slot.shape) for slot in found[source]]
+        extra = len(letters) - len(layers)
+        left_out = [skip for skip in skipped if skip.name.startswith(f"{name}.") or skip.name == name]
+        if extra > 0 and left_out:
+            raise ValueError(
+                f"stage {stage!r}: block {name!r} has {len(layers)} eligible layers, its group in {wanted} has {len(letters)}; "
+                f"left out: {'; '.join(f'{skip.name} ({skip.reason})' for skip in left_out)}"
+            )
+        if extra < 0:
+            raise ValueError(
+                f"stage {stage!r}: block {name!r} has {len(layers)} eligible layers "
+                f"({', '.join(layer.name for layer in layers)}), its group in {wanted} has {len(letters)}: "
+                "write a letter for each"
+            )
+        if extra and added:
+            raise ValueError(
+                f"stage {stage!r}: {wanted} both adds block {name!r} and deepens it; do one of the two"
+            )
+        blocks.append(Block(name, tuple(_deeper(layers, extra, stage)), added))
+    return blocks
+
+
+def add_(model: nn.Module, stages: Collection[Stage], traced: Trace) -> None:
+    """Add the blocks and units to `model` that the stages name as added."""
+    for stage in stages:
+        units: dict[str, list[str]] = {}
+        for block in stage.blocks:
+            if block.added:
+                continue
+            for layer in block.layers:
+                if layer.added:
+                    units.setdefault(_host(layer.name), []).append(layer.name)
+        for host, names in units.items():
+            surgery.replace_(model, host, _deepened(model, host, traced, count=len(names)))
+        if added := [block.name for block in stage.blocks if block.added]:
+            container = surgery.get(model, stage.name)
+            last = list(container.children())[-1]
+            for name in added:
+                container.add_module(name.rpartition(".")[2], surgery.fresh_copy(last))
+
+
+def _deeper(layers: list[Layer], extra: int, stage: str) -> list[Layer]:
+    if not extra:
+        return layers
+    *first, last = layers
+    if len(last.shape) != 4 or last.shape[0] != last.shape[1]:
+        raise ValueError(
+            f"stage {stage!r}: units of the shape of {last.name!r} {last.shape} cannot be put before it; its input and "
+            "output must have the same channels for a block to be deepened"
+        )
+    units = [Layer(f"{last.name}.added{i}.conv", last.shape, added=True) for i in range(extra)]
+    return [*first, *units, replace(last, name=f"{last.name}.last")]
+
+
+def _deepened(model: nn.Module, name: str, traced: Trace, *, count: int) -> nn.Sequential:
+    """Return the convolution called `name` behind `count` new conv-norm-act units made after the norm and act before it."""
+    conv = surgery.get(model, name)
+    order = [call.name for call in traced.calls]
+    before = [surgery.get(model, other) for other in reversed(order[: order.index(name)])]
+    channels = conv.in_channels
+    norm = next((m for m in before if isinstance(m, _NormBase) and m.num_features == channels), None)
+    if norm is None:
+        raise ValueError(
+            f"no norm of {channels} channels comes before {name!r}; the block cannot be deepened"
+        )
+    between = [
+        m for m in before[: before.index(norm)] if not any(m.children()) and not isinstance(m, nn.Identity)
+    ]
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(count):
+        unit: OrderedDict[str, nn.Module] = OrderedDict(conv=surgery.fresh_copy(conv))
+        unit["conv"].stride = (1, 1)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        unit["norm"] = surgery.fresh_copy(norm)
+        if between:
+            unit["act"] = copy.deepcopy(between[-1])
+        parts[f"added{i}"] = nn.Sequential(unit)
+    return nn.Sequential(OrderedDict(**parts, last=conv))
+
+
+def _next_name(name: str, stage: str) -> str:
+    digits = re.search(r"\d+$", name)
+    if digits is None:
+        raise ValueError(
+            f"stage {stage!r}: its last block {name!r} has no number; the stage cannot be extended"
+        )
+    return f"{name[: digits.start()]}{int(digits[0]) + 1}"
+
+
+def _host(name: str) -> str:
+    return name.rsplit(".", 2)[0]
