@@ -1,0 +1,307 @@
+"""How well does a trained network survive compression? The table of docs/results.md.
+
+python experiments/pretrained.py resnet50_half --weights FILE --data FOLDER
+python experiments/pretrained.py tf_efficientnet_lite0 --weights FILE --data FOLDER
+
+A network of ImageNet is fine-tuned on a folder of photos: that is the teacher. Then each row makes a smaller network of it and
+trains that on, equally long, without labels where it is compressed, with them where it is not. Each finished row leaves a JSON in
+experiments/results/pretrained/ and is then skipped.
+
+basis      kd.compress: bases of filters, shared or not, whichever damages less; after the fit, after refinement, distilled
+shared     every set of like layers shares a basis; low_rank: none does
+copy       KernelDNA's children as copies of their parents, distilled
+pruned     channels of least magnitude removed by Torch-Pruning, to as many parameters (pruned_macs: to as few MACs), distilled
+narrow     a narrower network, trained from scratch with the labels
+on         the teacher trained on with the labels
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from kerneldna.compression.compress import carried_out
+from kerneldna.compression.measure import measure
+from kerneldna.compression.plan import planned
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, load_model, save_model
+from timm.models.resnet import Bottleneck, ResNet
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import pil_to_tensor
+
+import kerneldna as kd
+from kerneldna.files import write_json
+from kerneldna.network import surgery
+
+SIDE, CUT = 144, 128  # pixels of the photos as they are kept, and as networks see them
+BUDGETS = (0.7, 0.5, 0.35)
+EPOCHS = {"teacher": 8, "distill": 4, "scratch": 12}
+BATCH = 32
+
+
+class Photos:
+    """The photos of one split, squares of `SIDE` pixels in memory, as a network wants them."""
+
+    def __init__(self, folder: Path, *, bgr: bool) -> None:
+        listed = ImageFolder(str(folder))
+        self.labels = torch.tensor([label for _, label in listed.samples])
+        self.pixels = torch.stack([_square(path) for path, _ in listed.samples])
+        self.classes, self.bgr = listed.classes, bgr
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, which: Tensor, draws: torch.Generator | None = None) -> Tensor:
+        """Return photos `(B, 3, CUT, CUT)`, cut at random and flipped where there are draws, else from the middle."""
+        found = []
+        for pixels in self.pixels[which]:
+            top = left = (SIDE - CUT) // 2
+            if draws is not None:
+                top, left, flip = (int(torch.randint(high, (), generator=draws)) for high in (17, 17, 2))
+                pixels = pixels.flip(2) if flip else pixels
+            found.append(pixels[:, top : top + CUT, left : left + CUT])
+        x = torch.stack(found).float()
+        if self.bgr:
+            return x.flip(1) - torch.tensor([104.0, 117.0, 123.0]).view(3, 1, 1)
+        return x / 127.5 - 1
+
+
+class Epoch:
+    """A loader of (images, labels), drawn anew each time it is gone through."""
+
+    def __init__(self, photos: Photos, seed: int) -> None:
+        self.photos, self.draws = photos, torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.photos) // BATCH
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.photos), generator=self.draws)
+        for part in order.split(BATCH)[: len(self)]:
+            yield self.photos.images(part, self.draws), self.photos.labels[part]
+
+
+def build(name: str, classes: int, *, weights: Path | None = None, width: float = 1.0) -> nn.Module:
+    """Return the network, its classifier new."""
+    if name != "resnet50_half":
+        network = kd.create_model(name, num_classes=1000, width=width)
+    else:
+        channels = tuple(max(8, round(c * width / 8) * 8) for c in (32, 64, 128, 256))
+        network = ResNet(Bottleneck, [3, 4, 6, 3], channels=channels, num_classes=2)  # pyright: ignore
+        network.maxpool = nn.MaxPool2d(3, 2, padding=0, ceil_mode=True)
+        for stage in (network.layer2, network.layer3, network.layer4):  # Caffe's: the stride is on the 1x1
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    if weights is not None:
+        given = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+        network.load_state_dict(given)
+    network.reset_classifier(classes)  # pyright: ignore
+    return network
+
+
+def train(network: nn.Module, photos: Photos, *, epochs: int, lr: float, seed: int) -> None:
+    """Train with the labels, by AdamW with a cosine, as `kd.distill` does without."""
+    loader = Epoch(photos, seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+    network.train()
+    for epoch in range(epochs):
+        for images, labels in loader:
+            loss = nn.functional.cross_entropy(network(images), labels, label_smoothing=0.1)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        logging.info("epoch %d of %d: loss %.3f", epoch + 1, epochs, loss.item())
+    network.eval()
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, photos: list[Photos]) -> float:
+    """Return the share of the photos of all splits that are told rightly."""
+    right = total = 0
+    for split in photos:
+        for part in torch.arange(len(split)).split(64):
+            right += int((network(split.images(part)).argmax(1) == split.labels[part]).sum())
+            total += len(part)
+    return right / total
+
+
+def sizes(network: nn.Module) -> dict[str, int]:
+    """Return the parameters and multiply-accumulates of a network."""
+    found = kd.describe(network, input_size=(3, CUT, CUT)).size
+    return {"parameters": found.parameters, "macs": found.macs}
+
+
+class Rows:
+    """The rows of one network, each a function of its budget and seed."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.name, self.out = given.network, given.results / given.network
+        bgr = given.network == "resnet50_half"
+        self.train_photos = Photos(given.data / "train", bgr=bgr)
+        self.held_out = [Photos(given.data / split, bgr=bgr) for split in ("val", "test")]
+        self.weights = given.weights
+        self._teacher: nn.Module | None = None
+        self._measured: Any = None
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The network fine-tuned on the photos, trained once and kept."""
+        if self._teacher is None:
+            network = build(self.name, len(self.train_photos.classes))
+            file = self.out / "teacher.safetensors"
+            if file.exists():
+                load_model(network, file)
+            else:
+                network = build(self.name, len(self.train_photos.classes), weights=self.weights)
+                torch.manual_seed(0)
+                train(network, self.train_photos, epochs=EPOCHS["teacher"], lr=5e-4, seed=0)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_model(network, str(file))
+            self._teacher = network.eval()
+        return self._teacher
+
+    @property
+    def measured(self) -> Any:
+        """What `kd.compress` measures on the teacher, once for all rows."""
+        if self._measured is None:
+            which = torch.linspace(0, len(self.train_photos) - 1, 256).long()
+            self._measured = measure(self.teacher, self.train_photos.images(which), progress=False)
+        return self._measured
+
+    def row(self, kind: str, budget: float, seed: int) -> dict[str, Any]:
+        """Make, train and measure one network."""
+        torch.manual_seed(seed)
+        found: dict[str, Any] = {}
+        if kind == "teacher":
+            network = self.teacher
+        elif kind == "on":
+            network = copy.deepcopy(self.teacher)
+            train(network, self.train_photos, epochs=EPOCHS["distill"], lr=5e-4, seed=seed + 1)
+        elif kind == "narrow":
+            width = budget**0.5
+            network = build(self.name, len(self.train_photos.classes), width=width)
+            train(network, self.train_photos, epochs=EPOCHS["scratch"], lr=1e-3, seed=seed)
+        else:
+            network = self.smaller(kind, budget, found)
+            self.distil(network, seed)
+        return {**found, **sizes(network), "top1": accuracy(network, self.held_out)}
+
+    def smaller(self, kind: str, budget: float, found: dict[str, Any]) -> nn.Module:
+        """Return a smaller copy of the teacher; note its accuracy before it is trained on."""
+        if kind == "copy":
+            method = kd.KernelDNA(channel=False, spatial=False, filter=False, eligible=("dense", "pointwise"))
+            network = kd.convert_(copy.deepcopy(self.teacher), method, input_size=(3, CUT, CUT)).eval()
+        elif kind.startswith("pruned"):
+            network = self.pruned(budget, of="macs" if kind == "pruned_macs" else "parameters")
+        else:
+            measured = self.measured
+            if kind == "shared":
+                measured = replace(measured, own=tuple(() for _ in measured.own))
+            laid = planned(measured, budget=budget)
+            found["predicted"] = laid.damage
+            if kind == "basis":
+                found["fitted"] = accuracy(
+                    carried_out(measured, laid, refine=False, progress=False), self.held_out
+                )
+            network = carried_out(measured, laid, progress=False)
+        found["converted"] = accuracy(network, self.held_out)
+        return network
+
+    def pruned(self, budget: float, *, of: str) -> nn.Module:
+        """Return the teacher without its channels of least magnitude."""
+        import torch_pruning as tp
+
+        network = copy.deepcopy(self.teacher)
+        images = torch.zeros(1, 3, CUT, CUT)
+        before = sizes(network)[of]
+        pruner = tp.pruner.MagnitudePruner(
+            network,
+            images,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=True,
+            pruning_ratio=0.98,
+            iterative_steps=200,
+            round_to=4,
+            ignored_layers=[network.get_classifier()],  # pyright: ignore
+        )
+        for _ in range(200):
+            pruner.step()
+            now = (
+                surgery.parameters_of(network)
+                if of == "parameters"
+                else surgery.trace(network, (3, CUT, CUT)).macs
+            )
+            if now <= budget * before:
+                break
+        return network.eval()
+
+    def distil(self, network: nn.Module, seed: int) -> None:
+        """Train a smaller network to answer as the teacher."""
+        kd.distill(
+            network,
+            teacher=self.teacher,
+            images=Epoch(self.train_photos, seed + 1),
+            epochs=EPOCHS["distill"],
+            lr=5e-4,
+            seed=seed,
+            progress=False,
+        )
+
+
+def wanted(seeds: list[int], kinds: list[str] | None) -> Iterator[tuple[str, float, int]]:
+    """Yield kind, budget and seed of every row, the most telling first."""
+    rows: list[tuple[str, float, int]] = [("teacher", 1.0, 0)]
+    for seed in seeds:
+        rows.append(("on", 1.0, seed))
+        for budget in (0.5, 0.35, 0.7):
+            rows += [(kind, budget, seed) for kind in ("basis", "pruned", "narrow", "shared", "pruned_macs")]
+        rows.append(("copy", 1.0, seed))
+    yield from (row for row in rows if not kinds or row[0] in kinds)
+
+
+def main() -> None:
+    """Train, shrink and measure what is not there yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", choices=["resnet50_half", "tf_efficientnet_lite0"])
+    parser.add_argument("--weights", type=Path, required=True, help="of ImageNet, a safetensors file")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/, val/ and test/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--kinds", nargs="+", help="only these rows")
+    parser.add_argument("--results", type=Path, default=Path("experiments/results/pretrained"))
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    rows = Rows(given)
+    for kind, budget, seed in wanted(given.seeds, given.kinds):
+        file = rows.out / f"{kind}-{budget:g}-{seed}.json"
+        if file.exists():
+            continue
+        start = time.perf_counter()
+        found = rows.row(kind, budget, seed)
+        facts = {"network": given.network, "row": kind, "budget": budget, "seed": seed, **found}
+        facts["seconds"] = round(time.perf_counter() - start, 1)
+        facts["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
+        write_json(file, facts)
+        print(json.dumps(facts), flush=True)
+
+
+def _square(path: str) -> Tensor:
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return pil_to_tensor(ImageOps.fit(upright, (SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+if __name__ == "__main__":
+    main()
