@@ -11,6 +11,8 @@ from typing import Any
 
 from kerneldna import analysis, detection, figures
 from kerneldna.checkpoint import load, save
+from kerneldna.compression.compress import compress
+from kerneldna.compression.plan import CompressionPlan, plan_compression
 from kerneldna.conversion.convert import Description, Method, convert_, describe, plan, plan_of
 from kerneldna.conversion.plan import Family, Plan
 from kerneldna.deploy.expand import expand
@@ -28,6 +30,7 @@ __version__ = version("kerneldna")
 __all__ = [
     "ChildConv2d",
     "ChildLinear",
+    "CompressionPlan",
     "Description",
     "Exported",
     "Family",
@@ -36,6 +39,7 @@ __all__ = [
     "Method",
     "Plan",
     "analysis",
+    "compress",
     "convert_",
     "create_detector",
     "create_model",
@@ -51,6 +55,7 @@ __all__ = [
     "load",
     "load_exported",
     "plan",
+    "plan_compression",
     "plan_of",
     "save",
     "speed_up",

@@ -1,0 +1,110 @@
+"""`compress`: a smaller network of nearly the same answers, from a trained one and some hundred images without labels."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from kerneldna.compression.images import Images, spread
+from kerneldna.compression.measure import IMAGES, KINDS, Measured, measure
+from kerneldna.compression.plan import CompressionPlan, planned
+from kerneldna.compression.refine import images_at_once, refine_
+from kerneldna.conversion import reparameterize
+from kerneldna.conversion.convert import plan, set_state
+from kerneldna.layers.basis import mixed_layers
+from kerneldna.network import surgery
+from kerneldna.reading.typed import typed
+from kerneldna.registry import methods
+
+log = logging.getLogger(__name__)
+
+
+def compress(
+    model: nn.Module,
+    images: Images,
+    *,
+    budget: float = 0.5,
+    of: str = "parameters",
+    refine: bool = True,
+    layers: str | Sequence[str] = "*",
+    kinds: Sequence[str] = KINDS,
+    classifier: bool = False,
+    limit: int = IMAGES,
+    progress: bool = True,
+) -> nn.Module:
+    """Return a smaller copy of a trained network whose answers are nearly the same. No labels are needed.
+
+    Layers of one shape in a stage share a basis of filters, each with a mix of its own, or have a basis each, whichever damages the
+    answers less; which layers, and how many filters, is chosen by the damage measured. The copy is a network converted by
+    `SharedBasis`: it trains, saves, fuses and exports like any other.
+
+    Args:
+        model: A network in eval mode, not converted. It is not changed.
+        images: A tensor `(N, C, H, W)` of some hundred training images, normalised as in training, or a loader of such batches or
+            of (images, labels).
+        budget: The share of the whole network to be kept, 0-1.
+        of: What it is a share of: "parameters" or "macs", the multiply-accumulates for one image.
+        refine: Refit layer by layer on what the compressed network sees itself.
+        layers: Which layers may change: their names, or patterns such as "layer3.*".
+        kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
+        classifier: Whether the last Linear may change too.
+        limit: How many images are looked at, at most.
+        progress: Show progress bars, and print the plan.
+
+    Raises:
+        ValueError: If the network is in training mode, converted or fused already, or has no layer to compress, the images are not
+            some that it takes, or the budget is out of reach.
+        RuntimeError: If its answers are not finite.
+
+    Example:
+        >>> small = kd.compress(model, images, budget=0.5)  # doctest: +SKIP
+    """
+    measured = measure(
+        model, images, layers=layers, kinds=kinds, classifier=classifier, limit=limit, progress=progress
+    )
+    laid = planned(measured, budget=budget, of=of)
+    if progress:
+        print(laid)
+    return carried_out(measured, laid, refine=refine, progress=progress)
+
+
+@torch.no_grad()
+def carried_out(
+    measured: Measured, laid: CompressionPlan, *, refine: bool = True, progress: bool = True
+) -> nn.Module:
+    """Return a compressed copy of a network that was measured.
+
+    Args:
+        measured: The network and what was measured on it.
+        laid: What is to change, as `planned` returns it.
+        refine: Refit layer by layer on what the compressed network sees itself.
+        progress: Show progress bars.
+    """
+    model = measured.model
+    small = copy.deepcopy(model)
+    groups = [{"layers": list(each.layers), "rank": each.rank} for each in laid.groups]
+    if not groups:
+        log.info("nothing is compressed: the budget keeps all of the network")
+        return small
+    method = typed({"groups": groups}, methods.get("sharedbasis"), "groups")
+    conversion = plan(model, method, input_size=measured.input_size)
+    spectra = {
+        each.layers: each for each in (*measured.shared, *(one for own in measured.own for one in own))
+    }
+    for group in laid.groups:
+        assert group.rank is not None
+        replaced = [surgery.get(small, name) for name in group.layers]
+        made = mixed_layers(group.layers, replaced, rank=group.rank)
+        basis, mixes = spectra[group.layers].factors(group.rank)
+        for name, layer, mix in zip(group.layers, made, mixes, strict=True):
+            layer.set_kernels_(basis.view_as(layer.filters), mix)
+            surgery.replace_(small, name, layer)
+    reparameterize.refuse_(small)
+    set_state(small, plan=conversion.to_dict())
+    if refine:
+        refine_(model, small, spread(measured.images, images_at_once(measured.traced)), progress=progress)
+    return small

@@ -1,0 +1,66 @@
+"""Damage: how far a network's answers move when kernels change, `sum |f^ - f|^2 / sum |f - mean f|^2` over images.
+
+0 is no change; 1 is as far as the answers differ between images, so that nothing is left to tell them apart. Of a network with
+several outputs it is their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.compression.images import answers
+from kerneldna.network import surgery
+
+
+def variances(expected: Sequence[Tensor]) -> list[float]:
+    """Return how far each output `(N, ...)` differs between images: the mean over them of the squared distance to the mean."""
+    found = []
+    for each in expected:
+        centred = each.double() - (each.double().mean(0) if len(each) > 1 else 0)
+        found.append(max(float(centred.square().sum()) / len(each), 1e-30))
+    return found
+
+
+def damage(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the damage between answers: what a network gave before and gives now, each output `(N, ...)`."""
+    shares = [
+        float((b.double() - a.double()).square().sum()) / len(a) / scale
+        for a, b, scale in zip(expected, found, variances(expected), strict=True)
+    ]
+    return sum(shares) / len(shares)
+
+
+def damage_of(
+    model: nn.Module, images: Tensor, kernels: Mapping[str, Tensor], *, expected: Sequence[Tensor]
+) -> float:
+    """Return the damage that other kernels do, tried on the network and taken back.
+
+    Args:
+        model: The network, in eval mode.
+        images: `(N, C, H, W)`.
+        kernels: By layer, of any shape that has a kernel's numbers.
+        expected: The answers of the network to these images (`answers`).
+    """
+    with _trying(model, kernels):
+        return damage(expected, answers(model, images))
+
+
+@contextmanager
+def _trying(model: nn.Module, kernels: Mapping[str, Tensor]) -> Iterator[None]:
+    kept: list[tuple[Any, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for name, kernel in kernels.items():
+                layer: Any = surgery.get(model, name)
+                kept.append((layer.weight, layer.weight.detach().clone()))
+                layer.weight.copy_(kernel.view_as(layer.weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in kept:
+                weight.copy_(before)

@@ -1,0 +1,211 @@
+"""Measure a network once, for compressions to any budget: what layers see, what matters, what replacing each set damages."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.compression.candidates import Candidate, find_candidates
+from kerneldna.compression.damage import damage_of, variances
+from kerneldna.compression.fit import Spectrum, spectrum
+from kerneldna.compression.images import Images, answers, gathered, spread
+from kerneldna.compression.importance import row_weights, weights_of
+from kerneldna.compression.statistics import POSITIONS, Statistics, collect, kernels_of
+from kerneldna.conversion.convert import network_of, state_of
+from kerneldna.layers.marks import Borrower
+from kerneldna.network import surgery
+from kerneldna.network.replaceable import irreplaceable
+from kerneldna.network.surgery import InputSize, Trace
+from kerneldna.network.survey import Skip
+from kerneldna.progress import bar
+from kerneldna.registry import suggest
+
+KINDS = ("dense", "pointwise", "linear")
+IMAGES = 256
+DAMAGE_IMAGES = 32
+WEIGHT_IMAGES = 64
+TRIED = 0.5  # the share of a set's parameters at which its damage is measured
+AT_ONCE = 2 * 2**30  # bytes of covariances that are summed up in one pass
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network with what was measured on it.
+
+    Attributes:
+        model: The network, as it was given.
+        images: Those that it was measured on, `(N, C, H, W)`.
+        traced: One run of it on one image of that size.
+        candidates: The sets of like layers.
+        shared: Of each candidate the bases that all its layers would share.
+        own: Of each candidate the bases of its layers alone; none of a set of one layer.
+        scales: Of each candidate the damage measured over the damage predicted, of replacing it alone.
+        skipped: Layers that cannot be compressed, and why.
+    """
+
+    model: nn.Module
+    images: Tensor
+    traced: Trace
+    candidates: tuple[Candidate, ...]
+    shared: tuple[Spectrum, ...]
+    own: tuple[tuple[Spectrum, ...], ...]
+    scales: tuple[float, ...]
+    skipped: tuple[Skip, ...]
+
+    @property
+    def input_size(self) -> InputSize:
+        """`(C, H, W)` of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+
+def measure(
+    model: nn.Module,
+    images: Images,
+    *,
+    layers: str | Sequence[str] = "*",
+    kinds: Sequence[str] = KINDS,
+    classifier: bool = False,
+    limit: int = IMAGES,
+    progress: bool = True,
+) -> Measured:
+    """Measure a network for compression. No labels are needed; the network is not changed.
+
+    Args:
+        model: A network in eval mode, not converted.
+        images: A tensor `(N, C, H, W)` of some hundred training images, or a loader of such batches or of (images, labels).
+        layers: Which layers may change: their names, or patterns such as "layer3.*".
+        kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
+        classifier: Whether the last Linear may change too.
+        limit: How many images are looked at, at most.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: If the network is in training mode, converted or fused already, or has no layer to compress, a kind is unknown,
+            or the images are not some that it takes.
+        RuntimeError: If its answers are not finite.
+    """
+    _check(model, kinds)
+    x = gathered(model, images, limit=limit)
+    channels, height, width = x.shape[1:]
+    skeleton = surgery.skeleton(model)
+    traced = replace(surgery.trace(skeleton, (channels, height, width)), irreplaceable=irreplaceable(model))
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    found, skipped = find_candidates(
+        skeleton,
+        traced,
+        kinds=kinds,
+        classifier=classifier,
+        wanted=lambda name: any(fnmatchcase(name, p) for p in patterns),
+    )
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no {' or '.join(kinds)} layer to compress among {', '.join(patterns)}"
+            + "".join(f"; {skip.name}: {skip.reason}" for skip in skipped[:3])
+        )
+    tried = spread(x, DAMAGE_IMAGES)
+    expected = answers(model, tried)
+    names = [name for candidate in found for name in candidate.layers]
+    matters = row_weights(
+        model, spread(x, WEIGHT_IMAGES), names, variances=variances(expected), progress=progress
+    )
+    shared, own = [], []
+    for pack in _packs(found):
+        measured = collect(model, x, pack, progress=progress)
+        _warn_of_few(pack, measured, len(x))
+        for candidate, statistics in bar(
+            list(zip(pack, measured, strict=True)), text="Fitting bases of every size", on=progress
+        ):
+            together, alone = _spectra(model, candidate, statistics, matters)
+            shared.append(together)
+            own.append(alone)
+    scales = [
+        _scale(model, tried, candidate, together, expected)
+        for candidate, together in bar(
+            list(zip(found, shared, strict=True)), text="Replacing one set at a time", on=progress
+        )
+    ]
+    return Measured(model, x, traced, found, tuple(shared), tuple(own), tuple(scales), skipped)
+
+
+def _check(model: nn.Module, kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(suggest("kind of layer", kind, KINDS))
+    if any(module.training for module in model.modules()):
+        raise ValueError(
+            "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"
+        )
+    state = state_of(network_of(model))
+    if "detector" in state_of(model):
+        raise ValueError(
+            "a detector was given; compress the network that is its backbone before the detector is made"
+        )
+    if state.get("fused"):
+        raise ValueError("this network is fused; compress it as it was before, BatchNorm and all")
+    if state.get("plan") or any(isinstance(module, Borrower) for module in model.modules()):
+        method = state.get("plan", {}).get("method", "by hand")
+        raise ValueError(
+            f"this {type(model).__name__} is converted already ({method}); compress the network as it was before"
+        )
+
+
+def _packs(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    packs: list[list[Candidate]] = []
+    room = 0
+    for candidate in candidates:
+        size = len(candidate.layers) * candidate.frame**2 * 8
+        if size > room:
+            packs.append([])
+            room = AT_ONCE
+        packs[-1].append(candidate)
+        room -= size
+    return packs
+
+
+def _spectra(
+    model: nn.Module, candidate: Candidate, statistics: Statistics, matters: dict[str, Tensor]
+) -> tuple[Spectrum, tuple[Spectrum, ...]]:
+    kernels = kernels_of(model, candidate)
+    weights = weights_of(candidate.layers, kernels, statistics, matters)
+    every = range(len(candidate.layers))
+    together = spectrum(candidate.layers, kernels, statistics, weights, which=every)
+    if len(every) == 1:
+        return together, ()
+    return together, tuple(
+        spectrum(candidate.layers, kernels, statistics, weights, which=[place]) for place in every
+    )
+
+
+def _scale(
+    model: nn.Module, images: Tensor, candidate: Candidate, found: Spectrum, expected: Sequence[Tensor]
+) -> float:
+    rank = found.rank_at(TRIED)
+    predicted = float(found.errors[:, rank].sum())
+    basis, mixes = found.factors(rank)
+    kernels = {name: mix @ basis for name, mix in zip(candidate.layers, mixes, strict=True)}
+    real = damage_of(model, images, kernels, expected=expected)
+    return real / predicted if predicted > 0 and real > 0 else 1.0
+
+
+def _warn_of_few(candidates: Sequence[Candidate], measured: Sequence[Statistics], images: int) -> None:
+    few = [
+        (s.samples / c.frame, c, s) for c, s in zip(candidates, measured, strict=True) if s.samples < c.frame
+    ]
+    if not few:
+        return
+    share, candidate, statistics = min(few, key=lambda each: each[0])
+    values = torch.linalg.eigvalsh(statistics.covariances[0])
+    condition = float(values[-1] / values[0].clamp_min(1e-300))
+    warnings.warn(
+        f"layer {candidate.layers[0]!r} was measured on {statistics.samples:,} columns of {images} images (at most {POSITIONS} an "
+        f"image), and {candidate.frame:,} are needed: the condition number of their covariance is {condition:.1e}, so the fit may "
+        f"suit these images alone. Give {int(images / share) + 1} images or more",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,160 @@
+"""Refit a compressed network layer by layer, in the order they run, on what it sees itself: no labels.
+
+    M_l = E[y v'] E[v v']^-1        v = B u^: the basis on the compressed network's input, y: the original's output, both centred
+
+One run takes all images at once, so that each layer is refitted before the next one sees anything. Biases follow from the means.
+A BatchNorm's statistics are changed by as much as compression changed its input on these images: it stays one of the network's
+training data, not of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kerneldna.compression.columns import columns, outputs, places
+from kerneldna.compression.images import BATCH
+from kerneldna.layers.basis import Mixed
+from kerneldna.network import surgery
+from kerneldna.network.surgery import Trace
+from kerneldna.progress import bar
+
+POSITIONS = 64
+PULL = 1e-3  # towards the mix as it is, as a share of the mean variance of what the basis gives
+ACTIVATIONS = 2 * 2**30  # bytes of the largest layer's inputs and outputs
+
+
+@torch.no_grad()
+def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: bool = True) -> None:
+    """Refit the mixes, biases and BatchNorm statistics of a compressed network, in place.
+
+    Args:
+        original: The network before, in eval mode.
+        small: The compressed network, in eval mode, on the same device.
+        images: `(N, C, H, W)`, run at once: `images_at_once` says how many fit.
+        progress: Show a progress bar.
+
+    Raises:
+        RuntimeError: If an output of a layer is not finite; the message names it.
+    """
+    like = next(original.parameters())
+    mixed = {name: part for name, part in small.named_modules() if isinstance(part, Mixed)}
+    norms = {name: part for name, part in small.named_modules() if _has_statistics(part)}
+    targets: dict[str, list[Tensor]] = {name: [] for name in mixed}
+    moments: dict[str, _Moments] = {name: _Moments() for name in norms}
+
+    def note(name: str) -> Any:
+        def hook(layer: Any, given: tuple[Tensor, ...], y: Tensor) -> None:
+            at = places(layer, given[0], most=POSITIONS, seed=f"{name} {len(targets[name])}")
+            targets[name].append(outputs(layer, y, at).float())
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in mixed:
+            hooks.callback(surgery.get(original, name).register_forward_hook(note(name)).remove)
+        for name in norms:
+            hook = moments[name].add
+            hooks.callback(surgery.get(original, name).register_forward_pre_hook(hook).remove)
+        for batch in bar(images.split(BATCH), text="Noting what layers give", on=progress):
+            original(batch.to(like.device, like.dtype))
+    done = iter(bar(range(len(mixed)), text="Refining layer by layer", on=progress))
+    with ExitStack() as hooks:
+        for name, layer in mixed.items():
+            replaced = surgery.get(original, name)
+            hook = _refitting(layer, replaced, name, targets, lambda: next(done, None))
+            hooks.callback(layer.register_forward_pre_hook(hook).remove)
+        for name, norm in norms.items():
+            hooks.callback(norm.register_forward_pre_hook(_following(moments[name])).remove)
+        small(images.to(like.device, like.dtype))
+    next(done, None)
+
+
+def images_at_once(traced: Trace) -> int:
+    """Return how many images a network can run at once within the bound on activations, at least 1."""
+    largest = max((_numel(call.input) + _numel(call.output) for call in traced.calls), default=1)
+    return max(1, ACTIVATIONS // (4 * largest))
+
+
+def _refitting(
+    layer: Mixed[Any], replaced: Any, name: str, targets: dict[str, list[Tensor]], done: Callable[[], object]
+) -> Any:
+    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        wanted = targets.pop(name, None)
+        if not wanted:  # it runs a second time, with the mix of the first
+            return
+        filters = layer.filters.flatten(1).float()
+        rank = len(filters)
+        inner, cross = torch.zeros(rank, rank).double(), torch.zeros(rank, layer.shape[0]).double()
+        v_sum, y_sum, count = torch.zeros(rank).double(), torch.zeros(layer.shape[0]).double(), 0
+        inner, cross, v_sum, y_sum = (each.to(filters.device) for each in (inner, cross, v_sum, y_sum))
+        for call, (x, y) in enumerate(zip(given[0].split(BATCH), wanted, strict=True)):
+            at = places(replaced, x, most=POSITIONS, seed=f"{name} {call}")
+            v = columns(replaced, x, at).float() @ filters.T
+            inner += (v.T @ v).double()
+            cross += (v.T @ y).double()
+            v_sum, y_sum, count = v_sum + v.sum(0), y_sum + y.sum(0), count + len(v)
+        v_mean, y_mean = v_sum / count, y_sum / count
+        inner = inner / count - torch.outer(v_mean, v_mean)
+        cross = cross / count - torch.outer(v_mean, y_mean)
+        pull = PULL * inner.diagonal().mean().clamp_min(1e-30)
+        inner.diagonal().add_(pull)
+        mix = torch.cholesky_solve(cross + pull * layer.mix.double().T, torch.linalg.cholesky(inner)).T
+        if not mix.isfinite().all():
+            raise RuntimeError(f"what layer {name!r} gives is not finite; check the network and the images")
+        layer.set_kernels_(None, mix.to(layer.mix.dtype))
+        if layer.bias is not None:
+            layer.bias.copy_(y_mean - mix @ v_mean)
+        done()
+
+    return hook
+
+
+def _following(before: _Moments) -> Any:
+    def hook(norm: Any, given: tuple[Tensor, ...]) -> None:
+        if not before.count:
+            return
+        mean, variance = before.mean_and_variance()
+        now = _Moments()
+        for part in given[0].split(BATCH):
+            now.add(norm, (part,))
+        new_mean, new_variance = now.mean_and_variance()
+        norm.running_mean.add_((new_mean - mean).to(norm.running_mean))
+        floor = 1e-12 * variance.mean().clamp_min(1e-30)
+        norm.running_var.mul_(((new_variance + floor) / (variance + floor)).to(norm.running_var))
+        before.count = 0  # once
+
+    return hook
+
+
+class _Moments:
+    """Mean and variance of every channel of what goes into a BatchNorm."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        x = given[0].detach()
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        self.count += x.numel() // x.shape[1]
+        self.total = self.total + x.sum(axes, dtype=torch.float64)
+        self.squares = self.squares + x.double().square().sum(axes)
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        mean = self.total / self.count
+        return mean, (self.squares / self.count - mean.square()).clamp_min(0)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    held: Mapping[str, Any] = module._buffers
+    return held.get("running_mean") is not None and held.get("running_var") is not None
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
