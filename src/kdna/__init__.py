@@ -27,6 +27,7 @@ def make_app() -> Typer:
 
     from kdna import (
         bench,
+        compress,
         demo,
         evaluate,
         expand,
@@ -53,6 +54,7 @@ def make_app() -> Typer:
     commands = {
         "demo": demo.demo,
         "train": train.train,
+        "compress": compress.compress,
         "eval": evaluate.evaluate,
         "inspect": inspect.inspect,
         "fuse": fuse.fuse,

@@ -1,0 +1,73 @@
+"""kdna compress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def compress(
+    network: Annotated[
+        str,
+        typer.Argument(help="A run folder of kdna train, a model folder, or a network's timm name."),
+    ],
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder to write. Default: runs/NETWORK-small.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images: a folder or a hub name. Default: those of the run.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Share of the network to keep, 0-1.")] = 0.5,
+    of: Annotated[str, typer.Option(help="What it is a share of: parameters or macs.")] = "parameters",
+    images: Annotated[int, typer.Option(min=1, help="Training images to plan and fit on.")] = 256,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of training on, to answer as the original does; 0 for none.")
+    ] = 5,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only print what would change, and the curve of all budgets.")
+    ] = False,
+    refine: Annotated[
+        bool, typer.Option(help="Refit layer by layer on what the compressed network sees.")
+    ] = True,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Replace a value of the recipe of training on: optimizer.lr=0.001. Repeatable."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = False,
+    progress: Annotated[bool, typer.Option(help="Show progress bars and the plan.")] = True,
+) -> dict[str, Any]:
+    """Make a trained classifier smaller: layers share bases of filters, fitted to what they see; no labels are needed."""
+    from dataclasses import asdict
+
+    from kdna.terminal import say
+    from kerneldna.training.compress_run import compress_run, plan_run
+
+    if plan:
+        laid = plan_run(network, data=data, budget=budget, of=of, images=images, progress=progress)
+        say(str(laid))
+        return {
+            "parameters": list(laid.parameters),
+            "macs": list(laid.macs),
+            "damage": laid.damage,
+            "curve": [asdict(point) for point in laid.curve],
+        }
+    folder = run or Path("runs") / f"{Path(network).name}-small"
+    facts = compress_run(
+        network,
+        run_dir=folder,
+        data=data,
+        budget=budget,
+        of=of,
+        images=images,
+        epochs=epochs,
+        refine=refine,
+        overrides=set_ or (),
+        resume=resume,
+        progress=progress,
+    )
+    left = ("parameters", "macs", "damage", "top1")
+    return {"run": str(folder), **{key: facts[key] for key in left}}

@@ -1,0 +1,95 @@
+"""kdna compress: a run folder in, a plan or a smaller network's run folder out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import kerneldna as kd
+from command_line import call, last_line
+from kerneldna.recipes.recipe import load_recipe
+from kerneldna.training.evaluate import evaluate
+from kerneldna.training.trainer import train
+
+SMALL = (
+    "model.width=0.125",
+    "data.limit_train=256",
+    "data.limit_val=96",
+    "data.workers=0",
+    "schedule.epochs=2",
+    "schedule.warmup_epochs=0",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(load_recipe("resnet18-digits", overrides=SMALL), run_dir=folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "run"
+    result = call(
+        "compress", run, "--run", folder, "--images", 64, "--epochs", 1, "--set", "data.limit_train=64", "--no-progress"
+    )  # fmt: skip
+    return folder, last_line(result)
+
+
+def test_half_the_parameters_and_every_step_measured(run, small):
+    folder, said = small
+    before, after = (kd.describe(kd.load(path / "model")).size for path in (run, folder))
+    assert said["parameters"] == {"original": before.parameters, "compressed": after.parameters}
+    assert after.parameters <= 0.5 * before.parameters
+    assert after.macs <= before.macs
+    assert set(said["top1"]) == {"original", "fitted", "distilled"}
+    assert said["top1"]["distilled"] == pytest.approx(evaluate(folder)["top1"], abs=1e-6)
+    assert said["top1"]["original"] == pytest.approx(evaluate(run)["top1"], abs=1e-6)
+    facts = json.loads((folder / "compression.json").read_text())
+    assert [point["budget"] for point in facts["curve"]][:2] == [0.95, 0.9]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "teacher").exists()  # the run folder has it
+
+
+def test_what_is_there_is_not_done_again(run, small):
+    folder, said = small
+    call("compress", run, "--run", folder, code=1)
+    words = ("--images", 64, "--epochs", 1, "--set", "data.limit_train=64", "--no-progress")
+    assert last_line(call("compress", run, "--run", folder, "--resume", *words)) == said
+
+
+def test_the_plan_alone_writes_nothing(run, tmp_path):
+    listed = sorted(run.iterdir())
+    result = call("compress", run, "--plan", "--budget", 0.7, "--of", "macs", "--images", 64, "--no-progress")
+    said = last_line(result)
+    assert said["macs"][1] <= 0.7 * said["macs"][0]
+    assert "damage predicted" in result.stdout
+    assert sorted(run.iterdir()) == listed
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_epochs_the_network_is_as_it_was_fitted(run, tmp_path):
+    said = last_line(call("compress", run, "--run", tmp_path, "--images", 64, "--epochs", 0, "--no-progress"))
+    assert set(said["top1"]) == {"original", "fitted"}
+    assert kd.describe(kd.load(tmp_path / "compressed")).size.parameters == said["parameters"]["compressed"]
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resnet18"], "'resnet18' is no folder, so its images are not known; pass --data"),
+        (["RUN", "--budget", "0.001"], "a budget of 0.001 of the parameters is out of reach"),
+        (["RUN", "--budget", "1.5"], "budget"),
+        (["RUN", "--of", "flops"], "flops"),
+        (["MODEL"], "holds no recipe, which says what images to use; pass --data"),
+    ],
+)
+def test_what_it_cannot_do(run, tmp_path, words, message):
+    named = {"RUN": run, "MODEL": run / "model"}
+    words = [named.get(word, word) for word in words]
+    result = call("compress", *words, "--run", tmp_path / "new", "--images", 32, "--no-progress", code=1)
+    assert message in result.output.replace("\n", " ")
+    assert not (tmp_path / "new" / "compression.json").exists()
