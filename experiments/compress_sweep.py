@@ -1,0 +1,99 @@
+"""Does compression work on networks at large? Forty of timm, to 0.7 of their parameters, through every step to a file.
+
+python experiments/compress_sweep.py                # all that have no result yet, each in a process of its own
+python experiments/compress_sweep.py resnet18       # one, here
+
+Untrained networks and random images: this says nothing about accuracy. Each leaves a JSON in experiments/results/compress_sweep/:
+parameters and multiply-accumulates before and after, seconds, and the largest relative difference that saving and loading, fusing, and
+the ONNX file make.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kerneldna as kd
+from kerneldna.files import write_json
+from kerneldna.network import surgery
+
+BUDGET, IMAGES = 0.7, 32
+NETWORKS = """
+resnet18 resnet26 resnet50 resnetv2_50 resnext50_32x4d wide_resnet50_2 seresnet50 legacy_seresnet18 res2net50_26w_4s resnest14d
+skresnet18 ecaresnet26t mobilenetv2_050 mobilenetv2_100 mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small
+tf_efficientnet_lite0 efficientnet_b0 efficientnetv2_rw_t mnasnet_050 semnasnet_075 fbnetc_100 spnasnet_100 hardcorenas_a tinynet_e
+lcnet_050 ghostnet_050 regnetx_002 regnety_002 densenet121 vgg11_bn vgg13 convnext_atto convnextv2_atto cspresnet50 cspdarknet53
+hrnet_w18_small dla34 xception41 inception_v3 repvgg_a0 mobileone_s0 rexnet_100 ese_vovnet19b_dw selecsls42 edgenext_xx_small
+""".split()
+SIDES = {"inception_v3": 107}  # the smallest that it takes, and a little; 64 for all others
+
+
+def measured(name: str) -> dict[str, Any]:
+    """Compress one network and take it through every step."""
+    torch.manual_seed(0)
+    side = SIDES.get(name, 64)
+    size = (3, side, side)
+    network = kd.create_model(name, num_classes=10).eval()
+    images = torch.randn(IMAGES, *size)
+    with torch.no_grad():  # norms that know what they see, as those of a trained network do
+        for module in network.train().modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        network(images)
+    network.eval()
+    before = kd.describe(network, input_size=size).size
+    start = time.perf_counter()
+    small = kd.compress(network, images, budget=BUDGET, progress=False)
+    found: dict[str, Any] = {"network": name, "seconds": round(time.perf_counter() - start, 1)}
+    after = kd.describe(small, input_size=size).size
+    found |= {"parameters": [before.parameters, after.parameters], "macs": [before.macs, after.macs]}
+    x = images[:2]
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        expected = small(x)
+        found["shape"] = list(expected.shape) == [2, 10]
+        loaded = kd.load(kd.save(small, Path(folder) / "small"))
+        found["load"] = surgery.relative_difference([expected], [loaded(x)])
+        exported = kd.export(small, Path(folder) / "small.onnx", batch=2, input_size=size, images=images)
+        found["onnx"], found["onnx_bytes"] = exported.difference, exported.bytes
+        found["fuse"] = surgery.relative_difference([expected], [kd.fuse_(loaded, probe=x)(x)])
+    return found
+
+
+def main() -> None:
+    """Measure what is not there yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", help="networks to measure here; by default all, each in a process of its own"
+    )
+    parser.add_argument("--results", type=Path, default=Path("experiments/results/compress_sweep"))
+    parser.add_argument("--seconds", type=int, default=900, help="that one network may take")
+    given = parser.parse_args()
+    for name in given.names:
+        write_json(given.results / f"{name}.json", measured(name))
+    for name in () if given.names else NETWORKS:
+        file = given.results / f"{name}.json"
+        if file.exists():
+            continue
+        command = [sys.executable, __file__, name, "--results", str(given.results)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=given.seconds, check=False)
+            fault = done.stderr.strip().splitlines()[-1] if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            fault = f"it took more than {given.seconds} s"
+        if fault:
+            write_json(file, {"network": name, "fault": fault})
+        print(json.dumps(json.loads(file.read_text())), flush=True)
+
+
+if __name__ == "__main__":
+    main()
