@@ -4,8 +4,8 @@ python experiments/compress_sweep.py                # all that have no result ye
 python experiments/compress_sweep.py resnet18       # one, here
 
 Untrained networks and random images: this says nothing about accuracy. Each leaves a JSON in experiments/results/compress_sweep/:
-parameters and multiply-accumulates before and after, seconds, and the largest relative difference that saving and loading, fusing, and
-the ONNX file make.
+parameters and multiply-accumulates before and after, seconds, and the largest relative difference that loading, fusing and the ONNX
+file make.
 """
 
 from __future__ import annotations
@@ -26,13 +26,55 @@ from kerneldna.files import write_json
 from kerneldna.network import surgery
 
 BUDGET, IMAGES = 0.7, 32
-NETWORKS = """
-resnet18 resnet26 resnet50 resnetv2_50 resnext50_32x4d wide_resnet50_2 seresnet50 legacy_seresnet18 res2net50_26w_4s resnest14d
-skresnet18 ecaresnet26t mobilenetv2_050 mobilenetv2_100 mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small
-tf_efficientnet_lite0 efficientnet_b0 efficientnetv2_rw_t mnasnet_050 semnasnet_075 fbnetc_100 spnasnet_100 hardcorenas_a tinynet_e
-lcnet_050 ghostnet_050 regnetx_002 regnety_002 densenet121 vgg11_bn vgg13 convnext_atto convnextv2_atto cspresnet50 cspdarknet53
-hrnet_w18_small dla34 xception41 inception_v3 repvgg_a0 mobileone_s0 rexnet_100 ese_vovnet19b_dw selecsls42 edgenext_xx_small
-""".split()
+NETWORKS = [
+    "resnet18",
+    "resnet26",
+    "resnet50",
+    "resnetv2_50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "seresnet50",
+    "legacy_seresnet18",
+    "res2net50_26w_4s",
+    "resnest14d",
+    "skresnet18",
+    "ecaresnet26t",
+    "mobilenetv2_050",
+    "mobilenetv2_100",
+    "mobilenetv3_small_050",
+    "mobilenetv3_large_075",
+    "mobilenetv4_conv_small",
+    "tf_efficientnet_lite0",
+    "efficientnet_b0",
+    "efficientnetv2_rw_t",
+    "mnasnet_050",
+    "semnasnet_075",
+    "fbnetc_100",
+    "spnasnet_100",
+    "hardcorenas_a",
+    "tinynet_e",
+    "lcnet_050",
+    "ghostnet_050",
+    "regnetx_002",
+    "regnety_002",
+    "densenet121",
+    "vgg11_bn",
+    "vgg13",
+    "convnext_atto",
+    "convnextv2_atto",
+    "cspresnet50",
+    "cspdarknet53",
+    "hrnet_w18_small",
+    "dla34",
+    "xception41",
+    "inception_v3",
+    "repvgg_a0",
+    "mobileone_s0",
+    "rexnet_100",
+    "ese_vovnet19b_dw",
+    "selecsls42",
+    "edgenext_xx_small",
+]
 SIDES = {"inception_v3": 107}  # the smallest that it takes, and a little; 64 for all others
 
 
