@@ -2,12 +2,14 @@
 
 `timm.utils.reparameterize_model` calls `fuse`, `reparameterize` or `switch_to_deploy` of every module that has one. They read the
 kernels of their convolutions, make one of them, and drop the rest. A child is more than the kernel that they read (its gate), a
-parent that is dropped is still borrowed from, and nothing of it fails. `fuse_` is what does this for a converted network.
+parent that is dropped is still borrowed from, and nothing of it fails. `fuse_` is what does this for a converted network; after it
+they are refused too, as the BatchNorms that they read are folded.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from torch import nn
@@ -23,15 +25,21 @@ class Refused:
     Args:
         verb: The method's name.
         block: The block's qualified name, "" for the network itself.
-        layer: The name of the converted layer in it.
+        layer: The name of the converted or folded layer in it.
+        folded: Whether it was folded.
     """
 
-    def __init__(self, verb: str, block: str, layer: str) -> None:
-        self.verb, self.block, self.layer = verb, block, layer
+    def __init__(self, verb: str, block: str, layer: str, *, folded: bool = False) -> None:
+        self.verb, self.block, self.layer, self.folded = verb, block, layer, folded
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse the call."""
         block = f"block {self.block!r}" if self.block else "this network"
+        if self.folded:
+            raise RuntimeError(
+                f"{self.verb}() of {block} was called, which reads BatchNorms; that behind {self.layer!r} is folded into it, by "
+                "kd.fuse_. Re-parameterize the network before kd.convert_ and kd.fuse_, or leave it as it is"
+            )
         raise RuntimeError(
             f"{self.verb}() of {block} was called, which reads the kernels of convolutions as if they were all that is computed; "
             f"{self.layer!r} in it was converted. Call kd.fuse_(model), which folds a converted network, or re-parameterize the "
@@ -52,6 +60,21 @@ def refuse_(model: nn.Module) -> None:
         ]
         for verb in verbs if changed else ():
             setattr(module, verb, Refused(verb, block, changed[0]))
+
+
+def refuse_folded_(model: nn.Module, folded: Iterable[str]) -> None:
+    """Put a `Refused` before every such method in a block that holds one of the `folded` convolutions.
+
+    Args:
+        model: The fused network.
+        folded: The qualified names of convolutions that took up their BatchNorm.
+    """
+    names = list(folded)
+    for block, module in model.named_modules():
+        inside = next((name for name in names if not block or name.startswith(f"{block}.")), None)
+        for verb in VERBS if inside is not None else ():
+            if _is_called_alone(module, verb):
+                setattr(module, verb, Refused(verb, block, str(inside), folded=True))
 
 
 def allow_(model: nn.Module) -> None:

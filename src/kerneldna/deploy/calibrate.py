@@ -91,6 +91,25 @@ def tracked_means(model: nn.Module) -> dict[str, Tensor] | None:
     return means if means and len(means) == len(gates) else None
 
 
+def checked_means(model: nn.Module, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return means of gates, as `gate_means` returned them, after a check that they are of this network.
+
+    Raises:
+        ValueError: If one is missing or of another size; the message names it.
+    """
+    for name, gate in gates_of(model).items():
+        if name not in means:
+            raise ValueError(
+                f"no mean of the gate {name!r} is in calibrate=; give those of gate_means(model, ...)"
+            )
+        if tuple(means[name].shape) != (gate.channels,):
+            raise ValueError(
+                f"the mean of the gate {name!r} has shape {tuple(means[name].shape)} instead of ({gate.channels},); give those of "
+                "gate_means(model, ...)"
+            )
+    return means
+
+
 @contextmanager
 def constant_gates(model: nn.Module, means: Mapping[str, Tensor]) -> Iterator[None]:
     """Replace every gate by its mean inside the block."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import input_size_of, network_of, set_state, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import fold
+from kerneldna.deploy.agreement import is_rounding, outputs
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
 from kerneldna.layers.child import layer_inside
@@ -76,7 +76,8 @@ def fuse_(
     Raises:
         ValueError: If the network is in training mode, holds nothing to fuse, is fused already, or was cut between a child and its
             parent, if a hook would be lost, or calibration data is missing or not images.
-        RuntimeError: If folding changed the outputs by more than 1e-4 of the largest; the model is then as it was.
+        RuntimeError: If folding changed the outputs by more than 1e-4 of the largest; the model is then as it was. Where float32
+            itself is off by about as much, float64 decides, with a warning.
     """
     whole, model = model, network_of(model)
     check_loans(whole, "fuse")
@@ -94,13 +95,13 @@ def fuse_(
         )
     trained = surgery.parameters_of(model)
     means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
-    before = expected = _outputs(model, x)
+    before = expected = outputs(model, x)
     statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
     if means is not None:
         with calibration.constant_gates(model, means):
             if recalibrate_norms and calibrate is not None and not isinstance(calibrate, Mapping):
                 calibration.recalibrate_norms_(model, calibrate, progress=progress)
-            expected = _outputs(model, x)
+            expected = outputs(model, x)
     replaced = _materialise_(model, means)
     try:
         pairs = fold.find_pairs(model, size) if has_children else pairs
@@ -108,17 +109,21 @@ def fuse_(
         _put_back_(model, replaced, statistics)
         raise
     replaced = {**_fold_(model, pairs), **replaced}
-    difference = surgery.relative_difference(expected, _outputs(model, x))
+    difference = surgery.relative_difference(expected, outputs(model, x))
     if not difference <= TOLERANCE:  # also when it is not a number
-        _put_back_(model, replaced, statistics)
-        raise RuntimeError(
-            f"fused outputs differ by {difference:.2e} of the largest output, more than {TOLERANCE:.0e} allows; the model "
-            "was left unfused. Fuse in float32, and check that its outputs are finite"
-        )
+        _put_back_(model, replaced, {})
+        fuse = partial(_fuse_as_, pairs)
+        if not is_rounding(model, x, expected, difference, tolerance=TOLERANCE, means=means, fuse=fuse):
+            _put_back_(model, {}, statistics)
+            raise RuntimeError(
+                f"fused outputs differ by {difference:.2e} of the largest output, more than {TOLERANCE:.0e} allows; the model "
+                "was left unfused. Fuse in float32, and check that its outputs are finite"
+            )
+        fuse(model, means)
     noted: dict[str, Any] = {"mode": mode, "difference": difference}
     if means is not None:
         noted["moved"] = surgery.relative_difference(before, expected)
-    _leave_no_trace_(model)
+    _leave_no_trace_(model, pairs)
     set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
     fused = surgery.parameters_of(model)
     written = f", shared kernels written out ({trained:,} -> {fused:,} parameters)" if fused > trained else ""
@@ -136,8 +141,9 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
     zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
     _materialise_(model, zeros if noted["mode"] == "throughput" else None)
-    _fold_(model, [Pair(conv, norm) for conv, norm in noted.get("folded", ())])
-    _leave_no_trace_(model)
+    pairs = [Pair(conv, norm) for conv, norm in noted.get("folded", ())]
+    _fold_(model, pairs)
+    _leave_no_trace_(model, pairs)
     set_state(model, fused=dict(noted))
 
 
@@ -219,7 +225,7 @@ def _means(
     if not calibration.gates_of(model):
         return {}
     if isinstance(calibrate, Mapping):
-        return calibrate
+        return calibration.checked_means(model, calibrate)
     if calibrate is not None:
         return calibration.gate_means(model, calibrate, progress=progress)
     if (tracked := calibration.tracked_means(model)) is not None:
@@ -256,12 +262,18 @@ def _materialise_(model: nn.Module, means: Mapping[str, Tensor] | None) -> Mappi
     return replaced
 
 
-def _leave_no_trace_(model: nn.Module) -> None:
-    """Take off what converting put on modules that are not of this library."""
+def _fuse_as_(pairs: Sequence[Pair], model: nn.Module, means: Mapping[str, Tensor] | None) -> None:
+    _materialise_(model, means)
+    _fold_(model, pairs)
+
+
+def _leave_no_trace_(model: nn.Module, pairs: Sequence[Pair]) -> None:
+    """Take off what converting put on modules that are not of this library; leave word where norms are gone."""
     release_passes_(model)
     if not any(isinstance(module, Borrower) for module in model.modules()):
         unlend_(model)
     reparameterize.allow_(model)
+    reparameterize.refuse_folded_(model, [pair.conv for pair in pairs])
 
 
 def _fold_(model: nn.Module, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
@@ -281,10 +293,3 @@ def _put_back_(model: nn.Module, replaced: Mapping[str, nn.Module], statistics: 
     buffers = dict(model.named_buffers())
     for name, kept in statistics.items():
         buffers[name].copy_(kept)
-
-
-def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    # TF32, which a GPU may use for float32, would look like a wrong result
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
-    with exact:
-        return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]

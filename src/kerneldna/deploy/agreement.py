@@ -1,0 +1,74 @@
+"""Whether a fused network computes what it did: in its own precision, and where that is too coarse to tell, in float64.
+
+A network can amplify rounding: one that is untrained, of many branches, or narrow. Two orders of the same float32 sums then end far
+apart, and a difference between fused and unfused outputs says nothing about fusing. float64 steps by 1e-16 where float32 steps by
+6e-8: what fusing does wrong stays there, and rounding goes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from kerneldna.deploy.calibrate import constant_gates
+from kerneldna.network import surgery
+
+log = logging.getLogger(__name__)
+NOISE = 30  # times the error of float32 itself: a largest difference of a few outputs scatters that much
+
+
+def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the tensors that a network makes of `x`, on a GPU in full float32."""
+    # TF32, which a GPU may use for float32, would look like a wrong result
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
+    with exact:
+        return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
+
+
+def is_rounding(
+    model: nn.Module,
+    x: Tensor,
+    expected: Sequence[Tensor],
+    difference: float,
+    *,
+    tolerance: float,
+    means: Mapping[str, Tensor] | None,
+    fuse: Callable[[nn.Module, Mapping[str, Tensor] | None], object],
+) -> bool:
+    """Whether what a fused network differs by is rounding: float64 shows no difference, and float32 is off by as much itself.
+
+    Args:
+        model: The network, not fused.
+        x: What it was run on.
+        expected: What came out, with constant gates where there are means.
+        difference: How far what came out of the fused one is from that, as a fraction of the largest output.
+        tolerance: The largest difference that float64 may show.
+        means: Of the gates that fusing replaces.
+        fuse: What fuses a copy in place, with such means.
+    """
+    if x.dtype != torch.float32 or not math.isfinite(difference):
+        return False
+    double, images = copy.deepcopy(model).to("cpu", torch.float64), x.to("cpu", torch.float64)
+    means = means and {name: mean.to("cpu", torch.float64) for name, mean in means.items()}
+    with constant_gates(double, means) if means else nullcontext():
+        exact = outputs(double, images)
+    fuse(double, means)
+    rounding = surgery.relative_difference(exact, [leaf.cpu() for leaf in expected])
+    left = surgery.relative_difference(exact, outputs(double, images))
+    if not (left <= tolerance and difference <= NOISE * rounding):
+        return False
+    log.warning(
+        "this network amplifies rounding, as an untrained one may: its float32 outputs are off by %.0e from those in float64; "
+        "fused and unfused ones differ by %.0e, and by %.0e in float64",
+        rounding,
+        difference,
+        left,
+    )
+    return True
