@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,10 @@ def inspect(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="An argument of the method: spatial=false. Repeatable.")
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Share of the parameters to keep, 0-1: kerneldna chooses its children by it."),
+    ] = None,
     width: Annotated[float, typer.Option(help="Factor on the channels of a timm network.")] = 1.0,
     stem: Annotated[str, typer.Option(help="default, or small for images of 32 px.")] = "default",
     allow_nonfinite: Annotated[
@@ -30,6 +35,8 @@ def inspect(
     from kerneldna.training.opened_run import OpenedRun
 
     options = {key: read_value(value) for key, _, value in (item.partition("=") for item in set_ or [])}
+    if budget is not None:
+        options["budget"] = budget
     if Path(model).is_dir():
         network = OpenedRun(model).network(allow_nonfinite=allow_nonfinite)
     else:
@@ -41,6 +48,7 @@ def inspect(
     if plan is None or described.part or described.fused:
         say(str(described))
     size = described.size
+    layers = [la for stage in plan.stages for block in stage.blocks for la in block.layers] if plan else []
     return {
         "model": model,
         "method": described.method,
@@ -48,4 +56,11 @@ def inspect(
         "parameters": size.parameters,
         "stored_bytes": size.stored_bytes,
         "macs": size.macs,
+        "before": plan and asdict(plan.before),
+        "children": {
+            layer.name: {"parent": layer.parent, "saves": layer.saves, "saves_bytes": layer.saves_bytes}
+            for layer in layers
+            if layer.parent
+        },
+        "unused": [asdict(group) for group in plan.unused] if plan else [],
     }

@@ -25,7 +25,9 @@ def test_a_child_that_costs_more_than_it_saves_is_skipped_with_both_numbers():
     assert found.saved == 1
     (skip,) = found.skipped
     assert skip.name == "a"
-    assert skip.reason == ("its adapter would take 100 parameters (400 bytes), its kernel takes 100 (400)")
+    assert skip.reason == (
+        "a child does not pay: its adapter takes 100 parameters (400 bytes), the kernel that it saves 100 (400)"
+    )
 
 
 def test_bytes_count_too():

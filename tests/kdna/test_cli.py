@@ -98,6 +98,15 @@ def test_inspect_a_name_and_a_run(run):
     assert last_line(call("inspect", "resnet18"))["method"] is None
 
 
+def test_inspect_by_a_budget():
+    shown = call("inspect", "resnet18", "--method", "kerneldna", "--budget", "0.8")
+    assert "child of layer4.1.conv2  saves   2,226,935" in shown.stdout
+    found = last_line(shown)
+    assert found["parameters"] <= 0.8 * found["before"]["parameters"]
+    assert found["children"]["layer4.1.conv1"]["saves"] == 2_226_935
+    assert [64, 64, 3, 3] in [group["shape"] for group in found["unused"]]
+
+
 @pytest.mark.parametrize("kind", ["models", "methods", "recipes", "datasets", "runtimes"])
 def test_list(kind):
     assert last_line(call("list", kind))[kind]

@@ -9,13 +9,19 @@ saves most. Every second layer of each row comes first; if that is not enough, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from kerneldna.conversion.plan import Layer, Plan
 from kerneldna.conversion.rows import Row, every_second
 from kerneldna.layers.child import Child
 from kerneldna.network.survey import Skip
+
+TRAINED = (
+    "a child starts as a copy of its parent and drops its own kernel: a trained network loses accuracy until it is trained "
+    "further; for trained weights see kd.compress"
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class Cost:
     def __str__(self) -> str:
         (kernel, kernel_bytes), (adapter, adapter_bytes) = self.kernel, self.adapter
         return (
-            f"its adapter would take {adapter:,} parameters ({adapter_bytes:,} bytes), "
-            f"its kernel takes {kernel:,} ({kernel_bytes:,})"
+            f"its adapter takes {adapter:,} parameters ({adapter_bytes:,} bytes), "
+            f"the kernel that it saves {kernel:,} ({kernel_bytes:,})"
         )
 
 
@@ -96,8 +102,8 @@ def choose(rows: Sequence[Row], costs: Costs, *, order: Sequence[str], wanted: i
             chosen[row.stage], saved[row.stage] = names, sum(cost.saves for cost in found.values())
         else:
             # a gate that serves a stage may be dear for another of its children
-            beside = "" if dear == name else f"with it, {dear!r} would not pay: "
-            skipped.append(Skip(name, f"{beside}{found[dear]}"))
+            which = "a child" if dear == name else f"with it, {dear!r}"
+            skipped.append(Skip(name, f"{which} does not pay: {found[dear]}"))
     children = frozenset(name for names in chosen.values() for name in names)
     return Chosen(children, tuple(skipped), sum(saved.values()))
 
@@ -119,6 +125,31 @@ def cost_of(child: Child) -> Cost:
 def costs_in(model: nn.Module) -> dict[str, Cost]:
     """Return what each child of a converted network saves and costs, by its qualified name."""
     return {name: cost_of(module) for name, module in model.named_modules() if isinstance(module, Child)}
+
+
+def with_savings(plan: Plan, costs: Mapping[str, Cost]) -> Plan:
+    """Return a plan whose children say what they save, with notes on trained weights and on children that do not pay.
+
+    Args:
+        plan: The plan.
+        costs: Of each child, as `costs_in` counts them.
+    """
+
+    def counted(layer: Layer) -> Layer:
+        cost = costs.get(layer.name)
+        return replace(layer, saves=cost.saves, saves_bytes=cost.saves_bytes) if cost else layer
+
+    stages = tuple(
+        replace(
+            stage,
+            blocks=tuple(replace(block, layers=tuple(map(counted, block.layers))) for block in stage.blocks),
+        )
+        for stage in plan.stages
+    )
+    trained = (TRAINED,) if costs else ()
+    dear = {name: cost for name, cost in costs.items() if not cost.pays}
+    notes = tuple(f"child {name!r} does not pay: {cost}" for name, cost in dear.items())
+    return replace(plan, stages=stages, notes=(*plan.notes, *trained, *notes))
 
 
 def _seconds(rows: Sequence[Row]) -> list[tuple[Row, str]]:

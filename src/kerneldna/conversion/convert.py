@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kerneldna.conversion import reparameterize
+from kerneldna.conversion.choice import costs_in, with_savings
 from kerneldna.conversion.plan import Plan, Size, shape_text, size_rows, size_table
 from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network import surgery
@@ -67,7 +68,7 @@ def plan(model: nn.Module, method: Method, *, input_size: InputSize | None = Non
     laid = method.lay_out(skeleton, traced, input_size=size)
     _rehearse(model, skeleton, method, laid)
     after = _size(skeleton, surgery.trace(skeleton, size).macs)
-    return replace(laid, before=before, after=after)
+    return with_savings(replace(laid, before=before, after=after), costs_in(skeleton))
 
 
 def convert_(
@@ -75,7 +76,9 @@ def convert_(
 ) -> nn.Module:
     """Change `model` in place as planned; weights are kept.
 
-    A KernelDNA child starts as a copy of its parent's kernel; what a plan adds (blocks, kernels of the peers) starts untrained.
+    A KernelDNA child starts as a copy of its parent's kernel and drops its own, so a trained network loses accuracy until it is
+    trained further; `kd.compress` keeps what trained weights compute. What a plan adds (blocks, kernels of the peers) starts
+    untrained.
 
     Args:
         model: The network the plan was made for, or one built alike.

@@ -10,6 +10,7 @@ from kerneldna.network.survey import Skip
 from kerneldna.reading.typed import Count, Within, typed
 
 Side = Annotated[int, Within(1, 2**16)]
+_NAMED = 3  # of a group of unused layers
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Layer:
         role: "full", "parent" or "child".
         parent: A child's parent.
         added: Whether the conversion adds it.
+        saves: Of a child, the parameters of its kernel less those of its adapter; negative if it costs more than it saves.
+        saves_bytes: The same in stored bytes.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Layer:
     role: str = "full"
     parent: str | None = None
     added: bool = False
+    saves: int = 0
+    saves_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,26 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Unused:
+    """Layers of one kernel shape that share with none, and why.
+
+    Attributes:
+        shape: Of their kernels.
+        layers: Their names, in execution order.
+        reason: Why.
+    """
+
+    shape: tuple[int, ...]
+    layers: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        names = ", ".join(self.layers[:_NAMED]) + (", ..." if len(self.layers) > _NAMED else "")
+        count = f"{len(self.layers)} layers" if len(self.layers) > 1 else "1 layer"
+        return f"unused: {count} of {shape_text(self.shape)} ({names}): {self.reason}"
+
+
+@dataclass(frozen=True)
 class Family:
     """A parent and the children that borrow its kernel."""
 
@@ -101,6 +126,8 @@ class Plan:
         skipped: The layers left out, and why.
         before: The network's size before.
         after: Its size after.
+        unused: The groups of layers of equal kernel shape that do not share (methods that share kernels by stage).
+        notes: What whoever converts the network should know, such as children that cost more than they save.
     """
 
     method: str
@@ -111,6 +138,8 @@ class Plan:
     skipped: tuple[Skip, ...] = ()
     before: Size = field(default=Size(0, 0, 0))
     after: Size = field(default=Size(0, 0, 0))
+    unused: tuple[Unused, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -140,23 +169,36 @@ class Plan:
         return typed(data, cls, "plan")
 
     def __str__(self) -> str:
-        return "\n".join([*self._body(), *_sizes(self)])
+        return "\n".join([*self._body(), *_sizes(self), *(f"note: {note}" for note in self.notes)])
 
     def _body(self) -> list[str]:
         lines = [f"{self.method}: {len(self.changes)} layers change"]
         for stage in self.stages:
-            lines.append(f"{stage.name}  {stage.pattern}")
-            rows = [(layer, block.added) for block in stage.blocks for layer in block.layers]
-            width = max((len(layer.name) for layer, _ in rows), default=0)
-            for layer, in_added_block in rows:
-                role = f"child of {layer.parent}" if layer.parent else layer.role
-                added = "  (added)" if layer.added or in_added_block else ""
-                lines.append(f"  {layer.name:<{width}}  {shape_text(layer.shape):>15}  {role}{added}")
+            shared = any(layer.parent for block in stage.blocks for layer in block.layers)
+            lines += [f"{stage.name}  {stage.pattern}", *(_rows(stage) if shared else ())]
         if not self.stages:
             width = max((len(change.name) for change in self.changes), default=0)
             lines += [f"  {change.name:<{width}}  {change.becomes}" for change in self.changes]
-        lines += [f"  skipped {skip.name}: {skip.reason}" for skip in self.skipped]
+        lines += [f"  {unused}" for unused in self.unused]
+        grouped = {name for unused in self.unused for name in unused.layers}
+        lines += [
+            f"  skipped {skip.name}: {skip.reason}" for skip in self.skipped if skip.name not in grouped
+        ]
         return lines
+
+
+def _rows(stage: Stage) -> list[str]:
+    """Return a line for each layer of a stage: name, shape of its kernel, role, and what a child saves."""
+    layers = [(layer, layer.added or block.added) for block in stage.blocks for layer in block.layers]
+    width = max((len(layer.name) for layer, _ in layers), default=0)
+    roles = [f"child of {layer.parent}" if layer.parent else layer.role for layer, _ in layers]
+    roles = [role + "  (added)" * added for role, (_, added) in zip(roles, layers, strict=True)]
+    widest = max(map(len, roles), default=0)
+    return [
+        f"  {layer.name:<{width}}  {shape_text(layer.shape):>15}  "
+        + (f"{role:<{widest}}  saves {layer.saves:>11,}" if layer.parent else role)
+        for (layer, _), role in zip(layers, roles, strict=True)
+    ]
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -6,7 +6,6 @@ weight = parent.weight * (1 + spatial) * (1 + filter)        y = conv(x * a(x), 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from kerneldna.conversion.adapters import AUTO, Adapters
 from kerneldna.conversion.choice import choose
 from kerneldna.conversion.plan import Change, Plan, Stage
 from kerneldna.conversion.rows import Row
+from kerneldna.conversion.unused import ALONE, unused_groups, which_were_skipped
 from kerneldna.layers.attention import NORMS, Gate
 from kerneldna.layers.lookahead import watch_passes_
 from kerneldna.layers.modulation import MODULATIONS
@@ -164,10 +164,15 @@ class KernelDNA:
         if not changes and self.patterns is None:
             raise ValueError(
                 f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape"
-                f"{_that_pay(skipped)}, so there is nothing to share; try other kinds by KernelDNA(eligible=...): "
+                f"{which_were_skipped(skipped)}, so there is nothing to share; try other kinds by KernelDNA(eligible=...): "
                 f"{', '.join(stages.KINDS)}; or name patterns"
             )
-        return Plan(self.name, self.options(), input_size, changes, laid, skipped)
+        none = "" if self.patterns is None else "no pattern makes one of them share"
+        met = f"budget={self.budget} is met without them" if self.budget else none
+        unused = unused_groups(
+            skeleton, traced, laid, skipped, eligible=self._kinds, reason=met or ALONE, alone=none or ALONE
+        )
+        return Plan(self.name, self.options(), input_size, changes, laid, skipped, unused=unused)
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Add the blocks and units of the plan, then replace every child layer."""
@@ -249,15 +254,6 @@ class KernelDNA:
         if self.eligible is None:
             return ("dense", "pointwise") if self.patterns is None else ("dense",)
         return (self.eligible,) if isinstance(self.eligible, str) else tuple(self.eligible)
-
-
-def _that_pay(skipped: Sequence[Skip]) -> str:
-    """Say how many layers were found and left out, with the reasons that most of them have; nothing if there are none."""
-    if not skipped:
-        return ""
-    reasons = Counter(skip.reason for skip in skipped)
-    said = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
-    return f" that may and pays to share ({len(skipped)} were found and skipped: {said})"
 
 
 def _gated_by(name: str | None) -> str:
