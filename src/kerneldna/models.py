@@ -12,7 +12,7 @@ from timm.models import register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from kerneldna.conversion.convert import Method, convert_, set_state
+from kerneldna.conversion.convert import Method, carry_out_, plan, set_state
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
 from kerneldna.network.tensors import Stored, check_finite
@@ -49,6 +49,7 @@ def create_model(
     width: float = 1.0,
     stem: str = "default",
     options: Mapping[str, Any] | None = None,
+    input_size: surgery.InputSize | None = None,
     **timm_args: Any,
 ) -> nn.Module:
     """Create a timm network, with the paper's recipe of a method for it.
@@ -65,6 +66,8 @@ def create_model(
         width: Factor on the channels of every stage (ResNet, MobileNetV2, ConvNeXt).
         stem: "small" for images of about 32 px: one 3x3 convolution of stride 1, no pooling.
         options: Arguments of the method that replace those of its recipe, such as `{"spatial": False}`.
+        input_size: `(C, H, W)` of the images that it is for, which multiply-accumulates are counted on; by default the backbone's
+            own, 32 px with the small stem.
         **timm_args: Passed to `timm.create_model`. A network can be saved by name if a file may say them
             (`kerneldna.reading.arguments`): an activation by its name, `act_layer="silu"`.
 
@@ -95,14 +98,20 @@ def create_model(
         check_finite(given, what, "give another file, or train from a random start")
     elif name.startswith(_REDRAWN):
         draw_kernels_(model)
-    input_size = surgery.input_size_of(model)
+    own = surgery.input_size_of(model)
     if stem == "small":
         _small_stem_(model)
-        input_size = (input_size[0], 32, 32)
+        own = (own[0], 32, 32)
+    size = input_size or own
     built_with = {key: value for key, value in timm_args.items() if key not in _FOR_WEIGHTS}
     created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **built_with}
-    set_state(model, created=created, input_size=list(input_size))
-    return model if chosen is None else convert_(model, chosen)
+    set_state(model, created=created, input_size=list(size))
+    if chosen is not None:
+        # laid out on the backbone's own size, so that one recipe means one network, whatever it is trained on
+        set_state(model, input_size=list(own))
+        carry_out_(model, plan(model, chosen, counted_on=input_size), rehearsed=True)
+        set_state(model, input_size=list(size))
+    return model
 
 
 def create_from(spec: ModelSpec, **arguments: Any) -> nn.Module:

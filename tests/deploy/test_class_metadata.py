@@ -60,9 +60,10 @@ def test_damaged_metadata_are_named(named, tmp_path):
 
     kd.export(named, tmp_path / "model.onnx")
     proto = onnx.load(tmp_path / "model.onnx")
-    proto.metadata_props[-1].value = '["cat"'
+    (entry,) = [entry for entry in proto.metadata_props if entry.key == "label_names"]
+    entry.value = '["cat"'
     onnx.save(proto, tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match=r"metadata kerneldna\.classes are damaged \(.*\); export it again"):
+    with pytest.raises(ValueError, match=r"metadata label_names are damaged \(.*\); export it again"):
         kd.load_exported(tmp_path / "model.onnx")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from coco_entries import entry, thing, write
 from kerneldna.data.dataset import ImageData, open_data
-from kerneldna.deploy.runtime import knowing
+from kerneldna.deploy.facts import knowing
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.training.evaluate import evaluate
 
@@ -43,7 +43,7 @@ def detector(known: tuple[str, ...], shown: list[str]):
         scores = torch.tensor([0.9] + [0.1] * len(known))
         return [{"boxes": boxes, "labels": torch.tensor(labels), "scores": scores}]
 
-    return knowing(run, json.dumps(known))
+    return knowing(run, {"label_names": json.dumps(known)})
 
 
 SETS = {

@@ -10,7 +10,7 @@ from PIL import Image
 
 import kerneldna as kd
 from kerneldna.conversion.convert import classes_of, set_state
-from kerneldna.deploy.runtime import knowing
+from kerneldna.deploy.facts import knowing
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
 from kerneldna.training.evaluate import evaluate
@@ -75,7 +75,7 @@ def test_unknown_classes_are_listed(run, tmp_path):
 def test_the_function_of_an_exported_file_is_measured_by_name(run, tmp_path):
     """That files keep the names: tests/deploy/test_classes.py."""
     network = run.network().requires_grad_(False)
-    function = knowing(lambda images: network(images), json.dumps(list(COLOURS)))
+    function = knowing(lambda images: network(images), {"label_names": json.dumps(list(COLOURS))})
     recipe = on(run, folder(tmp_path / "some", {"red": "red", "green": "green"}))
     assert evaluate(function, recipe)["top1"] == 1
 

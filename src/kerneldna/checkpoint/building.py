@@ -32,8 +32,9 @@ def built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.M
             network.reset_classifier(**noted["head"])
         if noted.get("fused") and not state_of(model).get("fused"):
             fuse_as_(model, noted["fused"])
-        if noted.get("classes"):
-            set_state(model, classes=noted["classes"])
+        for key in ("classes", "preprocessing"):
+            if noted.get(key):
+                set_state(model, **{key: noted[key]})
         if not (given := noted.get("detector")):
             return model
         detector = create_detector(model, **{key: value for key, value in given.items() if key != "settings"})

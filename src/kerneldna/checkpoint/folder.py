@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kerneldna.conversion.plan import Plan, Side
+from kerneldna.data.preprocessing import Preprocessing
 from kerneldna.detection.settings import check_settings
 from kerneldna.models import check_created
 from kerneldna.network.tensors import Shape, Stored
@@ -80,6 +81,7 @@ class Config:
     fused: _Fused | None = None
     detector: _Detector | None = None
     classes: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
     same: Mapping[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
@@ -91,6 +93,8 @@ class Config:
         for at, size in (
             ("input_size", self.input_size),
             ("plan.input_size", self.plan and self.plan.input_size),
+            ("plan.counted_on", self.plan and self.plan.counted_on),
+            ("preprocessing.input_size", self.preprocessing and self.preprocessing.input_size),
         ):
             if size and prod(size) > _LARGEST_IMAGE:
                 raise ValueError(

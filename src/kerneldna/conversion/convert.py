@@ -40,13 +40,20 @@ class Method(Protocol):
         ...
 
 
-def plan(model: nn.Module, method: Method, *, input_size: InputSize | None = None) -> Plan:
+def plan(
+    model: nn.Module,
+    method: Method,
+    *,
+    input_size: InputSize | None = None,
+    counted_on: InputSize | None = None,
+) -> Plan:
     """Lay out what `method` would change in `model`, without touching it.
 
     Args:
         model: Any convolutional network.
         method: For example `KernelDNA(patterns={"layer4": "FS-SF"})`.
         input_size: `(C, H, W)` of one image; by default what the network says itself, else 224 x 224.
+        counted_on: `(C, H, W)` of the image to count multiply-accumulates for; by default the same.
 
     Returns:
         The plan: print it to see parents, children, what was left out and why, and the sizes before and after.
@@ -64,11 +71,13 @@ def plan(model: nn.Module, method: Method, *, input_size: InputSize | None = Non
     size = input_size or input_size_of(model)
     # of the network itself: hooks on tensors are not copied
     traced = replace(surgery.trace(skeleton, size), irreplaceable=irreplaceable(model))
-    before = _size(skeleton, traced.macs)
+    counted = counted_on or size
+    before = _size(skeleton, traced.macs if counted == size else surgery.trace(skeleton, counted).macs)
     laid = method.lay_out(skeleton, traced, input_size=size)
     _rehearse(model, skeleton, method, laid)
-    after = _size(skeleton, surgery.trace(skeleton, size).macs)
-    return with_savings(replace(laid, before=before, after=after), costs_in(skeleton))
+    after = _size(skeleton, surgery.trace(skeleton, counted).macs)
+    laid = replace(laid, before=before, after=after, counted_on=None if counted == size else counted)
+    return with_savings(laid, costs_in(skeleton))
 
 
 def convert_(
@@ -139,9 +148,11 @@ def network_of(model: nn.Module) -> nn.Module:
 
 
 def input_size_of(model: nn.Module) -> InputSize:
-    """Return the `(C, H, W)` of one image: of the plan, of the creation by name, or what the network says itself."""
+    """Return the `(C, H, W)` of one image: as trained, of the plan, of the creation by name, or what the network says itself."""
     state = state_of(model)
-    noted = state.get("plan", {}).get("input_size") or state.get("input_size")
+    trained = (state.get("preprocessing") or {}).get("input_size")
+    laid = state.get("plan", {})
+    noted = trained or laid.get("counted_on") or laid.get("input_size") or state.get("input_size")
     if noted is None:
         return surgery.input_size_of(model)
     channels, height, width = noted
@@ -223,7 +234,8 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
     Args:
         model: Any convolutional network, or a detector: its MACs are those of its backbone, since those of its heads depend on
             what they find.
-        input_size: `(C, H, W)` of one image; by default that of the plan, or what the network says itself.
+        input_size: `(C, H, W)` of one image; by default that which the network was trained with, of the plan, or what the network
+            says itself.
     """
     check_loans(model, "describe")
     laid = plan_of(model)
@@ -234,7 +246,8 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
     for module in model.modules():
         if not any(module.children()):
             layers[type(module).__name__] = layers.get(type(module).__name__, 0) + 1
-    before = laid.before if laid and size == laid.input_size and network is model else None
+    counted = laid and (laid.counted_on or laid.input_size)
+    before = laid.before if laid and size == counted and network is model else None
     counted = _size(whole, surgery.trace(network_of(whole), size).macs)
     part = "" if network is model else "the backbone"
     fused = state_of(network).get("fused", {}).get("mode")

@@ -120,7 +120,7 @@ class Plan:
     Attributes:
         method: The method's registered name.
         options: The method's arguments, as JSON takes them.
-        input_size: `(C, H, W)` of the image the MACs are counted for.
+        input_size: `(C, H, W)` of the image that the network was traced on.
         stages: The stages with their patterns (methods that share kernels by stage).
         changes: The layers that change (every method).
         skipped: The layers left out, and why.
@@ -128,6 +128,7 @@ class Plan:
         after: Its size after.
         unused: The groups of layers of equal kernel shape that do not share (methods that share kernels by stage).
         notes: What whoever converts the network should know, such as children that cost more than they save.
+        counted_on: `(C, H, W)` of the image the MACs are counted for, where it is another: what the network is trained on.
     """
 
     method: str
@@ -140,6 +141,7 @@ class Plan:
     after: Size = field(default=Size(0, 0, 0))
     unused: tuple[Unused, ...] = ()
     notes: tuple[str, ...] = ()
+    counted_on: tuple[Side, Side, Side] | None = None
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -226,4 +228,7 @@ def size_rows(*sizes: Size) -> dict[str, tuple[int, ...]]:
 
 def _sizes(plan: Plan) -> list[str]:
     lines = size_table(size_rows(plan.before, plan.after), ("before", "after"))
-    return [*lines, f"MACs: multiply-accumulates for one {shape_text(plan.input_size)} image"]
+    return [
+        *lines,
+        f"MACs: multiply-accumulates for one {shape_text(plan.counted_on or plan.input_size)} image",
+    ]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,7 +59,7 @@ class ResidentLoader:
         self._pixels, self._labels = decoded.pixels.to(device), decoded.labels.to(device)
         self._indices, self._device = decoded.indices, device
         self._augment, self._seed = recipe.augment if varied else None, recipe.seed
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.augment.mean, recipe.augment.std))
         self._mean, self._std = mean.to(device), std.to(device)
         self._draws: tuple[int, Tensor, Tensor] | None = None
 

@@ -3,8 +3,8 @@
 Training:   crop -> flip -> auto-augment or colour jitter -> tensor, normalised -> erasing
 Evaluation: resize -> centre crop -> tensor, normalised
 
-All sets are normalised by ImageNet's mean and deviation, so that pretrained weights fit. The steps after the
-crop are timm's, for every kind of crop.
+Pixels are normalised by the recipe's mean and deviation, by default ImageNet's, so that pretrained weights fit. The steps
+after the crop are timm's, for every kind of crop.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms as T
 
+from kerneldna.data.preprocessing import Preprocessing, Transform
 from kerneldna.recipes.specs import AugmentSpec, DataSpec, Recipe
-
-Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def train_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
@@ -44,6 +43,8 @@ def train_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
             interpolation=augment.interpolation,
             re_prob=augment.erasing,
             re_mode="pixel",
+            mean=augment.mean,
+            std=augment.std,
             separate=True,
         )
     # timm checks the string by assert, by int() and by table look-ups.
@@ -60,18 +61,19 @@ def train_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
 
 
 def val_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
-    """Return the transform of evaluation images: (W, H) RGB image to a (3, image_size, image_size) tensor.
+    """Return the transform of evaluation images: (W, H) RGB image to a (3, image_size, image_size) tensor."""
+    return evaluation(data, augment).transform()
+
+
+def evaluation(data: DataSpec, augment: AugmentSpec) -> Preprocessing:
+    """Return what evaluation images become.
 
     A network trained on random resized crops saw objects enlarged, so its images are cut to `crop_pct` of the
     shorter side; else the whole shorter side is kept.
     """
-    transform: Any = create_transform(
-        (3, data.image_size, data.image_size),
-        is_training=False,
-        interpolation=augment.interpolation,
-        crop_pct=augment.crop_pct if augment.crop == "random_resized" else 1.0,
-    )
-    return transform
+    crop_pct = augment.crop_pct if augment.crop == "random_resized" else 1.0
+    ways = {"interpolation": augment.interpolation, "mean": augment.mean, "std": augment.std}
+    return Preprocessing.cropped(data.image_size, crop_pct=crop_pct, **ways)
 
 
 def byte_transform(data: DataSpec, augment: AugmentSpec) -> Transform:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kerneldna.conversion.convert import classes_of, input_size_of, network_of, state_of
+from kerneldna.conversion.convert import input_size_of, network_of, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import detector_export
 from kerneldna.deploy.calibrate import Batches
+from kerneldna.deploy.facts import facts_of
 from kerneldna.deploy.fuse import fused_copy, settled_mode
 from kerneldna.deploy.opened_file import opened
 from kerneldna.deploy.runtime import Request, Runtime, check, require
@@ -107,8 +108,7 @@ def export(
         ModuleNotFoundError: If the runtime is not installed.
     """
     target: type[Runtime] = runtimes.get(runtime)
-    classes = None if part else classes_of(model)
-    asked = Request(batch is None, storage, compute, (), calibrate, opset, progress, classes)
+    asked = Request(batch is None, storage, compute, (), calibrate, opset, progress)
     check(target, asked)
     batches = BATCHES if batch is None else (batch,)
     path = Path(path)
@@ -122,10 +122,12 @@ def export(
     if part is not None and calibrate is not None:
         asked = replace(asked, calibrate=detector_export.BackboneBatches(calibrate, _size(shown)))
     fused, shared = _fused(network, mode, calibrate, None if whole else shown[:2], progress=progress)
+    facts = facts_of(model, size=None if whole else _size(shown), whole=part is None)
+    asked = replace(asked, shared=shared, facts=facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         file = Path(folder) / path.name
-        target.write(fused, shown[0] if whole else shown[: batch or 2], file, replace(asked, shared=shared))
+        target.write(fused, shown[0] if whole else shown[: batch or 2], file, asked)
         difference = _difference(target, file, fused, shown, batches, storage)
         limits = detector_export.TOLERANCES if whole else TOLERANCES
         limit = limits["int8" if compute == "int8" else storage]
@@ -159,7 +161,8 @@ def load_exported(
     Returns:
         A function from images `(B, C, H, W)` to what the network returns; of a whole detector, from a list of images
         `(3, H, W)`, 0-1, to a list of dictionaries: `boxes (N, 4)`, `labels (N,)`, `scores (N,)`, `masks (N, 1, H, W)`.
-        Its attribute `classes` holds the names of the classes in the order of outputs, None where the file has none.
+        Its attribute `classes` holds the names of the classes in the order of outputs, `preprocessing` what an image becomes
+        before (`kerneldna.data.preprocessing`), None where the file does not say; `facts` all that it says of itself.
 
     Raises:
         FileNotFoundError: If there is no such file.

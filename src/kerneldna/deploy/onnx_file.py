@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from kerneldna.deploy import onnx_storage
 from kerneldna.deploy.calibrate import batches
 from kerneldna.deploy.detector_export import detect, is_detector, traced
 from kerneldna.deploy.expand import drop_unused
+from kerneldna.deploy.facts import knowing
 from kerneldna.deploy.graph import exported_program
 from kerneldna.deploy.onnx_opset import OLDEST, WRITTEN, lower_
 from kerneldna.deploy.onnx_quantize import quantize
-from kerneldna.deploy.runtime import CLASSES, Request, knowing
+from kerneldna.deploy.runtime import Request
 from kerneldna.deploy.seal import seal_
 
 if TYPE_CHECKING:
@@ -63,10 +65,17 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
     else:
         onnx_storage.shrink(proto, places, request.shared, storage=request.storage)
     proto.metadata_props.extend(
-        onnx.StringStringEntryProto(key=key, value=text) for key, text in request.metadata.items()
+        onnx.StringStringEntryProto(key=key, value=text) for key, text in request.facts.items()
     )
     onnx.save(proto, str(path))
     seal_(path)
+
+
+def facts(path: str | Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file."""
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
 
 
 def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], Any]:
@@ -88,16 +97,16 @@ def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], 
     # on a fault it would try the same again, and print that it does
     once = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}
     opened = onnxruntime.InferenceSession(str(path), options, **once)
-    classes = opened.get_modelmeta().custom_metadata_map.get(CLASSES)
+    said = opened.get_modelmeta().custom_metadata_map
     if found := detect(opened):
-        return knowing(found, classes)
+        return knowing(found, said)
     name = opened.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor | list[Tensor]:
         found = [torch.from_numpy(array) for array in opened.run(None, {name: images.contiguous().numpy()})]
         return found[0] if len(found) == 1 else found
 
-    return knowing(run, classes)
+    return knowing(run, said)
 
 
 def _parts(batch: Tensor, size: int | None) -> tuple[Tensor, ...]:
@@ -127,6 +136,7 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     proto = program.model_proto
+    _name_batch_(proto.graph)
     _pool_globally_(proto.graph)
     if opset is not None and opset < WRITTEN:
         lower_(proto, opset)
@@ -139,6 +149,17 @@ def _output_names(exported: ExportedProgram) -> list[str] | None:
         return ["logits"]
     returned: Any = exported.call_spec.out_spec
     return [f"map_{key}" for key in returned.context] if returned.type in (dict, OrderedDict) else None
+
+
+def _name_batch_(graph: GraphProto) -> None:
+    """Call the batch axis by its name: the exporter calls it by the symbol that torch drew, such as s77."""
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    if not symbol:
+        return  # a fixed batch
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", dim.dim_param)
 
 
 def _pool_globally_(graph: GraphProto) -> None:

@@ -58,7 +58,8 @@ def opened(target: type[Runtime], path: Path, *, threads: int | None, precision:
             ) from error
 
     found: Any = guarded
-    found.classes = getattr(run, "classes", None)
+    for name in ("classes", "preprocessing", "facts"):
+        setattr(found, name, getattr(run, name, None))
     return found
 
 

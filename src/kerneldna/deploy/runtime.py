@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 from zipfile import BadZipFile, ZipFile
 
 from torch import Tensor, nn
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.shared_kernels import SharedKernel
 from kerneldna.registry import suggest
-
-CLASSES = "kerneldna.classes"  # what a file's metadata call the names of its classes, a JSON list
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Request:
         calibrate: Images that int8 compute takes the ranges of activations from.
         opset: Of ONNX; None leaves it to the exporter.
         progress: Show a progress bar.
-        classes: Names of the classes, which the file keeps in its metadata; None where they are not known.
+        facts: What the file says of itself in its metadata (`kerneldna.deploy.facts`).
     """
 
     dynamic: bool = True
@@ -41,12 +38,7 @@ class Request:
     calibrate: Batches | None = None
     opset: int | None = None
     progress: bool = False
-    classes: tuple[str, ...] | None = None
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the file says of itself, beside the graph."""
-        return {} if self.classes is None else {CLASSES: json.dumps(self.classes)}
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Runtime(Protocol):
@@ -71,8 +63,13 @@ class Runtime(Protocol):
     ) -> Callable[[Tensor], Tensor | list[Tensor]]:
         """Return a function from images `(B, C, H, W)` to what the network returns, on the CPU.
 
-        The function has an attribute `classes`: the names of the classes, or None (`knowing`).
+        The function has the attributes that `kerneldna.deploy.facts.knowing` gives it.
         """
+        ...
+
+    @staticmethod
+    def facts(path: str | Path) -> dict[str, str]:
+        """Return what a file says of itself, text by key; the network in it is not opened, and none of its code runs."""
         ...
 
 
@@ -108,17 +105,6 @@ def refuse_other(path: str | Path, *, given: str, other: str) -> None:
         )
 
 
-def knowing(run: Any, classes: str | None) -> Any:
-    """Return `run`, the function of an exported file, with the names of its classes as its attribute `classes`.
-
-    Args:
-        run: The function.
-        classes: What the file's metadata hold under `CLASSES`; None or "" where they hold nothing.
-    """
-    run.classes = _names(classes)
-    return run
-
-
 def check(runtime: type[Runtime], request: Request) -> None:
     """Check that `runtime` is installed and can write what is asked for.
 
@@ -152,14 +138,6 @@ def require(runtime: type[Runtime]) -> None:
         raise ModuleNotFoundError(
             f"runtime {runtime.name!r} needs {', '.join(missing)}: pip install 'kerneldna[export]'"
         )
-
-
-def _names(text: str | None) -> Sequence[str] | None:
-    try:
-        names = json.loads(text) if text else None
-    except ValueError as error:
-        raise ValueError(f"the file's metadata {CLASSES} are damaged ({error}); export it again") from error
-    return None if names is None else tuple(map(str, names))
 
 
 def only_fp32(runtime: type[Runtime], precision: str) -> None:

@@ -238,7 +238,7 @@ def _checked(model: nn.Module, images: Tensor, precision: str, rounds: int) -> t
             f"images are {tuple(images.shape)}; expected a batch (B, C, H, W), images[None] makes one of a single image"
         )
     given = copy.deepcopy(model)
-    set_state(given, input_size=list(images.shape[1:]))
+    set_state(given, input_size=list(images.shape[1:]), preprocessing=None)
     try:
         return given, _tensors(given(images))
     except RuntimeError as error:

@@ -89,6 +89,10 @@ class AugmentSpec(_Section):
     """How images are resized."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Share of the shorter side that the centre crop keeps in evaluation, where crop is "random_resized"."""
+    mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue that is subtracted from pixels of 0-1; ImageNet's, as most pretrained weights want it."""
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] = (0.229, 0.224, 0.225)
+    """Standard deviation that the difference is divided by."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSpec:
@@ -245,6 +249,8 @@ class Recipe(_Section):
             "augment.cutmix": self.augment.cutmix,
             "augment.erasing": self.augment.erasing,
             "augment.crop": self.augment.crop != "none",
+            "augment.mean": self.augment.mean != AugmentSpec().mean,
+            "augment.std": self.augment.std != AugmentSpec().std,
         }
         if given := [key for key, value in unused.items() if value]:
             raise ValueError(

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna import checkpoint
+from kerneldna.conversion.convert import set_state
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import calibration_loader
+from kerneldna.data.preprocessing import preprocessing_of
+from kerneldna.data.transforms import evaluation
 from kerneldna.detection.detectors import BackboneImages
 from kerneldna.recipes.specs import Recipe
 from kerneldna.training.evaluate import Network, headline
@@ -52,7 +55,11 @@ class OpenedRun:
         Args:
             allow_nonfinite: Also if there is NaN or infinity in its weights.
         """
-        return checkpoint.load(self.model_dir, allow_nonfinite=allow_nonfinite)
+        network = checkpoint.load(self.model_dir, allow_nonfinite=allow_nonfinite)
+        if self.recipe and self.task == "classification" and preprocessing_of(network) is None:
+            # 0.1 noted none
+            set_state(network, preprocessing=evaluation(self.recipe.data, self.recipe.augment).to_dict())
+        return network
 
     def calibration(
         self, network: nn.Module, *, source: str | None = None, images: int = 1024, augmented: bool = False

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
 
+from kerneldna.deploy.facts import knowing
 from kerneldna.deploy.graph import exported_program
-from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32, refuse_other
+from kerneldna.deploy.runtime import Request, TorchFile, only_fp32, refuse_other
 from kerneldna.registry import runtimes
 
 
@@ -31,7 +34,7 @@ class AotInductor(TorchFile):
 
         program = exported_program(model, x, dynamic=request.dynamic)
         try:
-            options = {"aot_inductor.metadata": request.metadata}
+            options = {"aot_inductor.metadata": dict(request.facts)}
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
         except Exception as error:
             raise RuntimeError(
@@ -48,4 +51,11 @@ class AotInductor(TorchFile):
         only_fp32(AotInductor, precision)
         refuse_other(path, given="aot_inductor", other="torch_export")
         package = aoti_load_package(str(path))
-        return knowing(torch.no_grad()(package), package.get_metadata().get(CLASSES))
+        return knowing(torch.no_grad()(package), AotInductor.facts(path))
+
+    @staticmethod
+    def facts(path: str | Path) -> dict[str, str]:
+        """Return what the file says of itself: the metadata of the package."""
+        with ZipFile(path) as archive:
+            noted = [name for name in archive.namelist() if name.endswith("_metadata.json")]
+            return {key: str(text) for name in noted for key, text in json.loads(archive.read(name)).items()}

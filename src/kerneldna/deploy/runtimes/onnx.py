@@ -39,3 +39,8 @@ class Onnx(onnx_file.OnnxFile):
         """
         only_fp32(Onnx, precision)
         return onnx_file.session(path, threads=threads)
+
+    @staticmethod
+    def facts(path: str | Path) -> dict[str, str]:
+        """Return what the file says of itself: its metadata."""
+        return onnx_file.facts(path)

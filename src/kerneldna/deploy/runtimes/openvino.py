@@ -6,13 +6,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy import onnx_file
 from kerneldna.deploy.expand import expand
-from kerneldna.deploy.runtime import CLASSES, Request, knowing
+from kerneldna.deploy.facts import knowing
+from kerneldna.deploy.runtime import Request
 from kerneldna.deploy.seal import seal_
 from kerneldna.registry import runtimes, suggest
 
@@ -42,7 +44,7 @@ class OpenVino(onnx_file.OnnxFile):
             if request.compute == "int8":
                 expand(part, part, overwrite=True)
             network = openvino.Core().read_model(part)
-            for key, text in request.metadata.items():
+            for key, text in request.facts.items():
                 network.set_rt_info(text, key)
             openvino.save_model(network, path, compress_to_fp16=False)
         seal_(path)
@@ -69,7 +71,6 @@ class OpenVino(onnx_file.OnnxFile):
             options["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         network = core.read_model(path)
-        classes = network.get_rt_info(CLASSES).astype(str) if network.has_rt_info(CLASSES) else None
         request = core.compile_model(network, "CPU", options).create_infer_request()
 
         def run(images: Tensor) -> Tensor | list[Tensor]:
@@ -78,4 +79,11 @@ class OpenVino(onnx_file.OnnxFile):
             found = [torch.from_numpy(array.copy()) for array in results.to_tuple()]
             return found[0] if len(found) == 1 else found
 
-        return knowing(run, classes)
+        return knowing(run, OpenVino.facts(path))
+
+    @staticmethod
+    def facts(path: str | Path) -> dict[str, str]:
+        """Return what the file says of itself: the values of its `rt_info`."""
+        root = ElementTree.parse(path).getroot()
+        entries = root.findall("rt_info/*")
+        return {entry.tag: entry.attrib["value"] for entry in entries if "value" in entry.attrib}

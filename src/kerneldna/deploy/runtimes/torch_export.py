@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
 
+from kerneldna.deploy.facts import knowing
 from kerneldna.deploy.graph import exported_program
-from kerneldna.deploy.runtime import CLASSES, Request, TorchFile, knowing, only_fp32, refuse_other
+from kerneldna.deploy.runtime import Request, TorchFile, only_fp32, refuse_other
 from kerneldna.registry import runtimes
 
 
@@ -24,7 +26,7 @@ class TorchExport(TorchFile):
     def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
         """Write `model`; see `kerneldna.deploy.runtime.Runtime`."""
         program = exported_program(model, x, dynamic=request.dynamic)
-        torch.export.save(program, path, extra_files=request.metadata)
+        torch.export.save(program, path, extra_files=dict(request.facts))
 
     @staticmethod
     def open(
@@ -33,6 +35,12 @@ class TorchExport(TorchFile):
         """Return a function that runs the file, and the code in it; `threads` are torch's own, set by `torch.set_num_threads`."""
         only_fp32(TorchExport, precision)
         refuse_other(path, given="torch_export", other="aot_inductor")
-        extra = {CLASSES: ""}
-        network = torch.export.load(path, extra_files=extra).module()
-        return knowing(torch.no_grad()(network), extra[CLASSES])
+        network = torch.export.load(path).module()
+        return knowing(torch.no_grad()(network), TorchExport.facts(path))
+
+    @staticmethod
+    def facts(path: str | Path) -> dict[str, str]:
+        """Return what the file says of itself: the extra files in it."""
+        with ZipFile(path) as archive:
+            extra = [name for name in archive.namelist() if "/extra/" in name]
+            return {name.rpartition("/extra/")[2]: archive.read(name).decode() for name in extra}

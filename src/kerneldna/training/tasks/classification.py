@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from kerneldna.conversion.convert import set_state
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.samples import Preset
-from kerneldna.data.transforms import ClassificationPreset
+from kerneldna.data.transforms import ClassificationPreset, evaluation
 from kerneldna.models import create_from
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
@@ -81,12 +81,14 @@ class Classification(Task):
                 "give the images of each class a folder of their own, train/<class>/ and val/<class>/, or a label of their own"
             )
         teacher = None
+        how = evaluation(recipe.data, recipe.augment)
         if model is None and recipe.distill is not None:
             model = OpenedRun(recipe.distill.student).network()
             teacher = OpenedRun(recipe.distill.teacher).network()
+            set_state(model, preprocessing=how.to_dict())
         elif model is None:
-            model = create_from(recipe.model, num_classes=len(data.classes))
-            set_state(model, classes=list(data.classes))
+            model = create_from(recipe.model, num_classes=len(data.classes), input_size=how.input_size)
+            set_state(model, classes=list(data.classes), preprocessing=how.to_dict())
         return cls(recipe, len(data.classes), model, teacher=teacher)
 
     def forward(self, images: Tensor) -> Tensor:
