@@ -93,3 +93,14 @@ def test_what_it_cannot_do(run, tmp_path, words, message):
     result = call("compress", *words, "--run", tmp_path / "new", "--images", 32, "--no-progress", code=1)
     assert message in result.output.replace("\n", " ")
     assert not (tmp_path / "new" / "compression.json").exists()
+
+
+def test_a_network_alone_is_shown_images_as_it_says_itself(run):
+    """A folder of `save` without a recipe: its normalisation and size are noted with it."""
+    said = last_line(
+        call("compress", run / "model", "--plan", "--data", "digits", "--images", 32, "--no-progress")
+    )
+    whole = last_line(call("compress", run, "--plan", "--images", 32, "--no-progress"))
+    assert said["parameters"] == whole["parameters"]
+    assert said["macs"] == whole["macs"]
+    assert said["damage"] == pytest.approx(whole["damage"], rel=0.5)

@@ -29,6 +29,7 @@ from kerneldna.compression.plan import CompressionPlan, planned
 from kerneldna.conversion.convert import set_state
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import calibration_loader
+from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.figures.compression_curve import compression_curve
 from kerneldna.files import atomic, write_json, write_text
 from kerneldna.models import create_from
@@ -229,13 +230,18 @@ def _opened(network: str | Path, data: str | None) -> tuple[nn.Module, Recipe, P
 
 
 def _new_recipe(name: str, network: nn.Module, source: str) -> Recipe:
-    """Return a recipe for the images of a network that has none."""
+    """Return a recipe for the images of a network that has none: prepared as it says itself."""
     _, height, width = surgery.input_size_of(network)
+    side, how = min(height, width), preprocessing_of(network)
+    said: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
+    if how is not None:
+        said, side = how.to_dict(), min(how.input_size[1:])
+    known = {key: said[key] for key in ("mean", "std", "interpolation", "crop_pct") if said.get(key)}
     return Recipe(
         name=name.replace("/", "_"),
         model=ModelSpec(name=name),
-        data=DataSpec(source=source, image_size=min(height, width), batch_size=32),
-        augment=AugmentSpec(crop="random_resized", scale=(0.35, 1.0), flip=0.5),
+        data=DataSpec(source=source, image_size=side, batch_size=32),
+        augment=AugmentSpec(crop="random_resized", scale=(0.35, 1.0), flip=0.5, **known),
         optimizer=OptimizerSpec(name="adamw", lr=5e-4, weight_decay=0.01),
         schedule=ScheduleSpec(epochs=1),
     )
