@@ -62,7 +62,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage with the pattern laid on it."""
+    """One stage with the pattern laid on it; its name is that of the module that holds its layers, "" of the network itself."""
 
     name: str
     pattern: str
@@ -177,7 +177,7 @@ class Plan:
         lines = [f"{self.method}: {len(self.changes)} layers change"]
         for stage in self.stages:
             shared = any(layer.parent for block in stage.blocks for layer in block.layers)
-            lines += [f"{stage.name}  {stage.pattern}", *(_rows(stage) if shared else ())]
+            lines += [f"{stage.name or 'the network'}  {stage.pattern}", *(_rows(stage) if shared else ())]
         if not self.stages:
             width = max((len(change.name) for change in self.changes), default=0)
             lines += [f"  {change.name:<{width}}  {change.becomes}" for change in self.changes]

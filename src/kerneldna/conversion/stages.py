@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from kerneldna.conversion.additions import extended
 from kerneldna.conversion.pattern import Slot
 from kerneldna.conversion.plan import Block, Layer, Stage
 from kerneldna.conversion.rows import Row, every_second, pairs_of, rows_of
+from kerneldna.conversion.run_order import Found, rows_in_run, stages_of
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
 from kerneldna.network.surgery import Trace
@@ -25,15 +26,6 @@ from kerneldna.network.survey import Skip
 KINDS = ("dense", "pointwise", "depthwise")
 Choose = Callable[[Sequence[Row]], tuple[Collection[str], Sequence[Skip]]]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-@dataclass(frozen=True)
-class Found:
-    """One stage of a network: the name of its container of blocks, each block's name and eligible layers, what was skipped."""
-
-    container: str
-    blocks: dict[str, tuple[Slot, ...]]
-    skipped: tuple[Skip, ...]
 
 
 def lay_out(
@@ -112,24 +104,60 @@ def _automatic(
     model: nn.Module, traced: Trace, eligible: Collection[str], choose: Choose
 ) -> tuple[tuple[Stage, ...], tuple[Skip, ...]]:
     rows: list[Row] = []
-    stages, skipped = [], []
+    skipped: list[Skip] = []
     found = [find_blocks(model, traced, name, eligible=eligible) for name in find_stages(model)]
     for stage in found:
         skipped += stage.skipped
-        layers = [(slot.name, slot.shape) for slots in stage.blocks.values() for slot in slots]
-        rows += rows_of(stage.container, layers, follows=lambda _, __: True)
-    children, left_out = choose(rows)
+        slots = [slot for slots in stage.blocks.values() for slot in slots]
+        layers = [(slot.name, (type(surgery.get(model, slot.name)), slot.shape)) for slot in slots]
+        rows += rows_of(stage.container, layers, follows=traced.lineage.follows)
+    taken = {name for row in rows for name in row.layers}
+    others, left_out = rows_in_run(model, traced, taken=taken, eligible=eligible)
+    known = {skip.name for skip in skipped}
+    skipped += [skip for skip in left_out if skip.name not in known]
+    # a layer stands in one stage: that in which it may share
+    moved = {name for row in others for name in row.layers}
+    found = [_without(stage, moved) for stage in found]
+    found = _in_order([*found, *stages_of(model, traced, others)], traced)
+    place = {stage.container: i for i, stage in enumerate(found)}
+    rows = sorted([*rows, *others], key=lambda row: place[row.stage])
+    children, unpaid = choose(rows)
+    return tuple(_laid(stage, rows, children) for stage in found), (*skipped, *unpaid)
+
+
+def _without(stage: Found, names: Collection[str]) -> Found:
+    blocks = {
+        block: tuple(slot for slot in slots if slot.name not in names)
+        for block, slots in stage.blocks.items()
+    }
+    return replace(stage, blocks={block: slots for block, slots in blocks.items() if slots})
+
+
+def _in_order(found: Sequence[Found], traced: Trace) -> list[Found]:
+    """Return the stages that have layers, those of one container as one, in execution order."""
+    place = {call.name: i for i, call in enumerate(traced.calls)}
+
+    def first(blocks: Mapping[str, tuple[Slot, ...]]) -> int:
+        return min(place[slot.name] for slots in blocks.values() for slot in slots)
+
+    merged: dict[str, dict[str, tuple[Slot, ...]]] = {}
     for stage in found:
-        pairs: dict[str, str] = {}
-        for row in rows:
-            if row.stage == stage.container:
-                pairs |= pairs_of(row, children)
-        if not stage.blocks:
-            continue
-        blocks = [Block(name, tuple(Layer(*slot) for slot in slots)) for name, slots in stage.blocks.items()]
-        pattern = patterns_.written(list(stage.blocks.values()), pairs)
-        stages.append(Stage(stage.container, str(pattern), _with_roles(blocks, pairs)))
-    return tuple(stages), (*skipped, *left_out)
+        blocks = merged.setdefault(stage.container, {})
+        for block, slots in stage.blocks.items():
+            both = (*blocks.get(block, ()), *slots)
+            blocks[block] = tuple(sorted(both, key=lambda slot: place[slot.name]))
+    stages = [(name, blocks) for name, blocks in merged.items() if blocks]
+    return [Found(name, blocks, ()) for name, blocks in sorted(stages, key=lambda each: first(each[1]))]
+
+
+def _laid(stage: Found, rows: Sequence[Row], children: Collection[str]) -> Stage:
+    pairs: dict[str, str] = {}
+    for row in rows:
+        if row.stage == stage.container:
+            pairs |= pairs_of(row, children)
+    blocks = [Block(name, tuple(Layer(*slot) for slot in slots)) for name, slots in stage.blocks.items()]
+    pattern = patterns_.written(list(stage.blocks.values()), pairs)
+    return Stage(stage.container, str(pattern), _with_roles(blocks, pairs))
 
 
 def _every_second(rows: Sequence[Row]) -> tuple[set[str], tuple[Skip, ...]]:

@@ -15,7 +15,7 @@ from kerneldna.network.surgery import Call, Trace
 from kerneldna.network.survey import Skip
 
 UNSERVED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-ALONE = "no other layer of this shape runs before or after it in its stage"
+ALONE = "no other layer of this shape runs before or after it at its resolution"
 
 
 def unused_groups(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from kerneldna.network.lineage import Lineage, LineageMode
 from kerneldna.network.replaceable import irreplaceable
 
 log = logging.getLogger(__name__)
@@ -37,21 +38,23 @@ class Trace:
         calls: Its modules in the order they finished.
         macs: The multiply-accumulates of the whole run.
         irreplaceable: The layers that nothing can stand in for, with the reason (`kerneldna.network.replaceable`).
+        lineage: Which of its convolutions and Linears run one after the other.
     """
 
     calls: tuple[Call, ...]
     macs: int
     irreplaceable: Mapping[str, str] = field(default_factory=dict)
+    lineage: Lineage = field(default_factory=Lineage)
 
 
 def get(model: nn.Module, name: str) -> nn.Module:
-    """Return the sub-module called `name`.
+    """Return the sub-module called `name`; "" is the network itself.
 
     Raises:
         ValueError: If there is none; the message names the part that is missing.
     """
     module = model
-    for depth, part in enumerate(parts := name.split(".")):
+    for depth, part in enumerate(parts := name.split(".") if name else []):
         children = dict(module.named_children())
         if part not in children:
             where = ".".join(parts[:depth]) or type(model).__name__
@@ -100,8 +103,12 @@ def trace(model: nn.Module, input_size: InputSize) -> Trace:
     handles = []
     kept = irreplaceable(model)  # before this function's own hooks
 
+    following = LineageMode()
+
     def note(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                following.note(name, args, output)
             shapes = [tuple(t.shape) for t in tree_leaves((args, output)) if isinstance(t, Tensor)]
             if shapes:
                 calls.setdefault(name, Call(name, shapes[0], shapes[-1]))
@@ -111,7 +118,7 @@ def trace(model: nn.Module, input_size: InputSize) -> Trace:
     for name, module in model.named_modules():
         handles.append(module.register_forward_hook(note(name)))
     try:
-        with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), evaluating(model), following, FlopCounterMode(display=False) as counter:
             model(probe(model, input_size))
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise ValueError(
@@ -120,7 +127,7 @@ def trace(model: nn.Module, input_size: InputSize) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(tuple(calls.values()), counter.get_total_flops() // 2, kept)
+    return Trace(tuple(calls.values()), counter.get_total_flops() // 2, kept, following.lineage())
 
 
 def probe(model: nn.Module, input_size: InputSize, *, batch: int = 1) -> Tensor:
