@@ -13,6 +13,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from kerneldna.conversion.convert import Method, carry_out_, plan, set_state
+from kerneldna.layers.marks import Startable
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
 from kerneldna.network.tensors import Stored, check_finite
@@ -92,7 +93,8 @@ def create_model(
             f"pretrained weights are for width=1, stem='default'; given width={width}, stem={stem!r}"
         )
     model = _backbone(name, width, num_classes=num_classes, pretrained=pretrained, **timm_args)
-    if start := timm_args.get("checkpoint_path") or pretrained:
+    start = timm_args.get("checkpoint_path") or pretrained
+    if start:
         what = f"{name}'s pretrained weights" if start is True else f"checkpoint_path={str(start)!r}"
         given = Stored(dict(model.state_dict()), {}, (), {})
         check_finite(given, what, "give another file, or train from a random start")
@@ -111,6 +113,9 @@ def create_model(
         set_state(model, input_size=list(own))
         carry_out_(model, plan(model, chosen, counted_on=input_size), rehearsed=True)
         set_state(model, input_size=list(size))
+    for module in () if start else model.modules():
+        if isinstance(module, Startable):
+            module.start_()
     return model
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 import kerneldna as kd
 from kerneldna.layers.attention import ChannelAttention
+from kerneldna.layers.basis import Mixed
 from kerneldna.layers.lookahead import StageGate
 from kerneldna.layers.start import draw_kernels_, oppose_
 from kerneldna.methods.kernelwarehouse import WarehouseConv2d
+from kerneldna.methods.sharedbasis import SharedBasis
 
 ROWS = [None, *kd.list_methods()]
 # what the linears of each method's attentions start by, by the paper or its released code; a number is a standard deviation
@@ -57,6 +59,9 @@ def starts(model: nn.Module, method: str | None) -> Iterator[tuple[str, Tensor, 
             yield f"{name}.cells", own, math.sqrt(2 / (count * module.warehouse.out_channels))
         for part, weight in module.named_parameters(recurse=False):
             full = f"{name}.{part}"
+            if isinstance(module, Mixed) and part != "bias":
+                yield full, weight, fan_out(module.weight) if part == "basis" else weight.shape[1] ** -0.5
+                continue
             if weight.ndim < 2 or part in ("cells", "spatial", "filter"):
                 continue
             if full == "classifier.weight":  # timm's MobileNetV2
@@ -192,3 +197,14 @@ def test_weights_from_a_file_are_not_drawn_over(tmp_path):
     torch.save(trained.state_dict(), tmp_path / "weights.pt")
     model = kd.create_model("mobilenetv2_050", num_classes=3, checkpoint_path=str(tmp_path / "weights.pt"))
     assert torch.equal(model.conv_stem.weight, trained.conv_stem.weight)
+
+
+def test_kernels_mixed_from_a_basis_start_as_published_and_as_trained_ones_where_there_are_some():
+    model = create("resnet18", "sharedbasis")
+    for name, module in model.named_modules():
+        if isinstance(module, Mixed):
+            assert module.weight.std().item() == pytest.approx(fan_out(module.weight), rel=0.05), name
+    converted = create("resnet18", None)
+    kernel = converted.layer1[0].conv1.weight.detach().clone()
+    kd.convert_(converted, SharedBasis(share="full"))
+    torch.testing.assert_close(converted.layer1[0].conv1.weight, kernel)

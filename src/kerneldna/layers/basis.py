@@ -19,7 +19,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna.layers.marks import Borrower, StandIn, lend_
+from kerneldna.layers.marks import Borrower, Startable, TwoWays, lend_
+from kerneldna.layers.start import draw_like_
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 _GEOMETRY = (
@@ -34,7 +35,7 @@ _GEOMETRY = (
 )
 
 
-class Mixed(Borrower, StandIn, Generic[Layer]):
+class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
     """What both kinds of layer share: the basis, owned or borrowed, and the mix.
 
     Args:
@@ -117,10 +118,16 @@ class Mixed(Borrower, StandIn, Generic[Layer]):
             if basis is not None and self.basis is not None:
                 self.basis.copy_(basis)
 
+    def start_(self) -> None:
+        """Draw the basis as a plain layer's kernel is drawn, and a mix that keeps its spread: so the kernels start as published."""
+        if self.basis is not None:
+            draw_like_(self.basis, self.shape)
+        nn.init.normal_(self.mix, std=self.mix.shape[1] ** -0.5)
+
     def fused(self, mean: Tensor | None = None) -> nn.Module:
-        """Return plain layers that compute the same: one with the product, or basis and mix, whichever multiplies less."""
+        """Return plain layers that compute the same: basis and mix where it `runs_split`, else one with the product."""
         with torch.no_grad():
-            if self.is_cheaper_split:
+            if self.runs_split:
                 first, second = self._split()
                 return nn.Sequential(
                     OrderedDict(
@@ -170,7 +177,7 @@ class MixedConv2d(Mixed[nn.Conv2d]):
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
-        if self.is_cheaper_split:
+        if self.runs_split:
             x = nn.functional.conv2d(x, self.filters, None, self.stride, padding, self.dilation)
             return nn.functional.conv2d(x, self.mix[:, :, None, None], self.bias)
         return nn.functional.conv2d(
@@ -203,7 +210,7 @@ class MixedLinear(Mixed[nn.Linear]):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
-        if self.is_cheaper_split:
+        if self.runs_split:
             return nn.functional.linear(nn.functional.linear(x, self.filters), self.mix, self.bias)
         return nn.functional.linear(x, self.weight, self.bias)
 

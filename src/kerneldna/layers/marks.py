@@ -1,7 +1,8 @@
 """What the rest of the library knows a module by: a class of its own, never an attribute, which another's module may have too.
 
-A `StandIn` stands for plain modules, which its `fused()` returns. A `Scheduled` moves while a network trains. A `Borrower` computes
-with something that another module of the network owns, a module or what a `Lender` lends.
+A `StandIn` stands for plain modules, which its `fused()` returns, a `TwoWays` for one or for two. A `Scheduled` moves while a
+network trains. A `Startable` begins otherwise where a network is trained from scratch. A `Borrower` computes with something that
+another module of the network owns, a module or what a `Lender` lends.
 
 A network that is cut between the two has lost it without a word: `state_dict()` does not have it. So `check_loans` refuses it, and
 so does a strict `load_state_dict`, where a borrower misses what its owner was not given.
@@ -27,11 +28,39 @@ class StandIn(nn.Module):
         raise NotImplementedError
 
 
+class TwoWays(StandIn):
+    """A module that computes either with one layer, or with a small one and a 1x1 one behind it.
+
+    Attributes:
+        split: Whether it runs as two; None takes the way with fewer multiply-accumulates.
+    """
+
+    split: bool | None = None
+
+    @property
+    def is_cheaper_split(self) -> bool:
+        """Whether two layers take fewer multiply-accumulates than one."""
+        raise NotImplementedError
+
+    @property
+    def runs_split(self) -> bool:
+        """Whether it runs as two layers, and is fused to two."""
+        return self.is_cheaper_split if self.split is None else self.split
+
+
 class Scheduled(nn.Module):
     """A module that is told before every training step where training stands."""
 
     def schedule_step(self, step: int, steps_per_epoch: int) -> None:
         """Move to where a schedule stands after `step` finished steps."""
+        raise NotImplementedError
+
+
+class Startable(nn.Module):
+    """A module whose numbers come from the layer that it replaces, unless the network is trained from scratch."""
+
+    def start_(self) -> None:
+        """Draw its numbers anew, as the kernels of a plain network start."""
         raise NotImplementedError
 
 

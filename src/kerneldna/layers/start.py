@@ -13,6 +13,9 @@ timm's. To compare methods that draw kernels with a plain network of another sta
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,11 @@ from torch import Tensor, nn
 def draw_(weight: Tensor) -> None:
     """Draw a kernel `(C_out, C_in/groups, k, k)`, or a matrix `(out, in)`, anew."""
     nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+
+def draw_like_(weight: Tensor, shape: Sequence[int]) -> None:
+    """Draw filters anew, as those of a kernel of `shape` start, `(C_out, C_in/groups, k, k)` or `(out, in)`."""
+    nn.init.normal_(weight, std=math.sqrt(2 / (shape[0] * math.prod(shape[2:]))))
 
 
 def draw_kernels_(model: nn.Module) -> None:

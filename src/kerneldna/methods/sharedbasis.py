@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -17,7 +17,13 @@ from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.basis import factorised, mixed_layers
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
+from kerneldna.network.survey import Skip
+from kerneldna.reading.typed import Within
 from kerneldna.registry import methods, suggest
+
+FULL = "full"
+Rank = Annotated[int, Within(1, 2**20)] | Literal["full"]
+Share = float | Literal["full"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,11 @@ class Group:
 
     Attributes:
         layers: Their qualified names, in execution order; the first owns the basis. One layer alone is a low-rank layer.
-        rank: Filters of the basis.
+        rank: Filters of the basis; "full" for as many as give back every kernel.
     """
 
     layers: tuple[str, ...]
-    rank: int
+    rank: Rank
 
 
 @methods.register("sharedbasis")
@@ -44,7 +50,8 @@ class SharedBasis:
     Args:
         groups: The layers that share, with the rank of each basis; None finds the stages of the network and lets the layers of
             equal shape in each share.
-        share: Of the parameters of the layers that share, 0-1, to be kept, where no groups are given.
+        share: Of the parameters of the layers that share, 0-1, to be kept, where no groups are given. "full" gives every basis full
+            rank, which keeps what the network computes, and may take more parameters than it had.
         eligible: The kinds of layer that share, where no groups are given: "dense", "pointwise" or "depthwise", or several of them.
 
     Raises:
@@ -54,26 +61,29 @@ class SharedBasis:
     name: ClassVar[str] = "sharedbasis"
 
     groups: Sequence[Group] | None = None
-    share: float = 0.5
+    share: Share = 0.5
     eligible: str | Sequence[str] = ("dense", "pointwise")
 
     def __post_init__(self) -> None:
         for kind in self._kinds:
             if kind not in stages.KINDS:
                 raise ValueError(suggest("kind of layer", kind, stages.KINDS))
-        if not 0 < self.share <= 1:
+        if self.share != FULL and not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
             raise ValueError(
-                f"share is {self.share}; expected a share of the parameters, above 0 and 1 at most"
+                f'share is {self.share!r}; expected a share of the parameters, above 0 and 1 at most, or "full"'
             )
         seen: set[str] = set()
         for group in self.groups or ():
-            if group.rank < 1 or not group.layers:
+            if not group.layers:
+                raise ValueError("a group has no layers; name one that is to have a basis, or several")
+            if group.rank != FULL and not (isinstance(group.rank, int) and group.rank >= 1):
                 raise ValueError(
-                    f"a group of {len(group.layers)} layers has rank {group.rank}; it needs a layer, and a rank of 1 or more"
+                    f'the group of {group.layers[0]!r} has rank {group.rank!r}; expected a number of filters, 1 or more, or "full"'
                 )
-            if twice := seen & set(group.layers):
-                raise ValueError(f"layer {sorted(twice)[0]!r} is in two groups; a layer has one basis")
-            seen |= set(group.layers)
+            for name in group.layers:
+                if name in seen:
+                    raise ValueError(f"layer {name!r} is named twice in the groups; a layer has one basis")
+                seen.add(name)
 
     @classmethod
     def recipe(cls, backbone: str, **options: Any) -> SharedBasis:
@@ -91,44 +101,57 @@ class SharedBasis:
         """Find the groups and the rank of each basis; check those that were given."""
         groups, skipped = self.groups, ()
         if groups is None:
-            laid, skipped = stages.lay_out(skeleton, traced, None, eligible=self._kinds)
-            found: dict[tuple[Any, ...], list[str]] = {}
-            for stage in laid:
-                for layer in (layer for block in stage.blocks for layer in block.layers):
-                    key = stage.name, type(surgery.get(skeleton, layer.name)), layer.shape
-                    found.setdefault(key, []).append(layer.name)
-            groups = [
-                Group(tuple(names), rank)
-                for (_, _, shape), names in found.items()
-                if len(names) > 1 and (rank := rank_of(shape, len(names), self.share)) >= 1
-            ]
-            if not groups:
-                raise ValueError(
-                    f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape, so "
-                    "there is nothing to share; name groups by SharedBasis(groups=...), or compress it by kerneldna.compress"
-                )
+            groups, skipped = self._found(skeleton, traced)
         for group in groups:
-            _check(group, skeleton, traced)
+            for name in group.layers:
+                if reason := traced.irreplaceable.get(name):
+                    raise ValueError(f"layer {name!r} cannot share a basis: {reason}")
+        groups = [Group(tuple(group.layers), _rank(group, skeleton)) for group in groups]
         changes = tuple(
             Change(name, f"mix of {_filters(group.rank)}" + _of(name, group), group.layers[0])
             for group in groups
             for name in group.layers
         )
-        return Plan(
-            self.name, replace(self, groups=groups).options(), input_size, changes, (), tuple(skipped)
-        )
+        return Plan(self.name, replace(self, groups=groups).options(), input_size, changes, (), skipped)
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace the layers of every group; their kernels start as near to what they were as the rank allows."""
         for group in self.groups or ():
+            rank = _rank(group, model)
             replaced = [survey.get(model, name) for name in group.layers]
-            made = mixed_layers(group.layers, replaced, rank=group.rank)
+            made = mixed_layers(group.layers, replaced, rank=rank)
             if not replaced[0].weight.is_meta:
-                basis, mixes = factorised([layer.weight for layer in replaced], group.rank)
+                basis, mixes = factorised([layer.weight for layer in replaced], rank)
                 for layer, mix in zip(made, mixes, strict=True):
                     layer.set_kernels_(basis, mix)
             for name, layer in zip(group.layers, made, strict=True):
                 surgery.replace_(model, name, layer)
+
+    def _found(self, skeleton: nn.Module, traced: surgery.Trace) -> tuple[list[Group], tuple[Skip, ...]]:
+        """Return the layers of equal shape in each stage, with the rank that the share gives, and what was left out."""
+        laid, skipped = stages.lay_out(skeleton, traced, None, eligible=self._kinds)
+        found: dict[tuple[Any, ...], list[str]] = {}
+        for stage in laid:
+            for layer in (layer for block in stage.blocks for layer in block.layers):
+                key = stage.name, type(surgery.get(skeleton, layer.name)), layer.shape
+                found.setdefault(key, []).append(layer.name)
+        groups, left = [], [*skipped]
+        for (stage, _, shape), names in found.items():
+            rank = FULL if self.share == FULL else rank_of(shape, len(names), float(self.share))
+            if len(names) == 1:
+                left.append(Skip(names[0], f"no other layer of {stage!r} has its kernel shape"))
+            elif rank == 0:
+                left += [Skip(name, f"one filter is more than a share of {self.share:g}") for name in names]
+            else:
+                groups.append(Group(tuple(names), rank))
+        if not groups:
+            reasons = "; ".join(f"{skip.name}: {skip.reason}" for skip in left[:3])
+            raise ValueError(
+                f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape that can "
+                f"share a basis{f' ({reasons})' * bool(reasons)}; name layers by SharedBasis(groups=...), other kinds by "
+                f"SharedBasis(eligible=...): {', '.join(stages.KINDS)}, or a larger share"
+            )
+        return groups, tuple(left)
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -147,26 +170,30 @@ def rank_of(shape: Sequence[int], layers: int, share: float) -> int:
     return min(int(share * filters * numbers / (filters + numbers)), filters, numbers)
 
 
-def _check(group: Group, skeleton: nn.Module, traced: surgery.Trace) -> None:
-    shapes = set()
-    for name in group.layers:
-        layer = survey.get(skeleton, name)
-        if reason := traced.irreplaceable.get(name):
-            raise ValueError(f"layer {name!r} cannot share a basis: {reason}")
-        shapes.add((type(layer), tuple(layer.weight.shape)))
+def _rank(group: Group, model: nn.Module) -> int:
+    """Return the rank of a group's basis as a number, checked against its layers."""
+    layers = [survey.get(model, name) for name in group.layers]
+    for i, (name, layer) in enumerate(zip(group.layers, layers, strict=True)):
+        if layer in layers[:i]:
+            twin = group.layers[layers.index(layer)]
+            raise ValueError(f"{name!r} and {twin!r} are one layer; name it once")
+    shapes = {(type(layer).__name__, tuple(layer.weight.shape)) for layer in layers}
     if len(shapes) > 1:
-        said = ", ".join(f"{kind.__name__} {shape}" for kind, shape in sorted(shapes, key=str))
+        said = ", ".join(f"{kind} {shape}" for kind, shape in sorted(shapes))
         raise ValueError(
             f"the group of {group.layers[0]!r} has layers of several shapes ({said}); a basis has one"
         )
     ((_, shape),) = shapes
-    most = min(len(group.layers) * shape[0], prod(shape[1:]))
+    most = min(len(layers) * shape[0], prod(shape[1:]))
+    if group.rank == FULL:
+        return most
     if group.rank > most:
         raise ValueError(f"the group of {group.layers[0]!r} has rank {group.rank}; {most} is full rank")
+    return group.rank
 
 
-def _filters(rank: int) -> str:
-    return f"{rank} filters" if rank > 1 else "1 filter"
+def _filters(rank: Rank) -> str:
+    return "1 filter" if rank == 1 else f"{rank} filters"
 
 
 def _of(name: str, group: Group) -> str:
