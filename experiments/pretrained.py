@@ -29,9 +29,6 @@ from typing import Any
 
 import timm
 import torch
-from kerneldna.compression.compress import carried_out
-from kerneldna.compression.measure import measure
-from kerneldna.compression.plan import planned
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, load_model, save_model
 from timm.models.resnet import Bottleneck, ResNet
@@ -40,6 +37,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 import kerneldna as kd
+from kerneldna.compression.compress import carried_out
+from kerneldna.compression.measure import measure
+from kerneldna.compression.plan import planned
 from kerneldna.files import write_json
 from kerneldna.network import surgery
 

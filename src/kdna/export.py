@@ -28,6 +28,13 @@ def export(
             "network the mode it was fused in."
         ),
     ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help="Way that layers mixed from a shared basis run: macs as basis and mix, where that multiplies less; one_conv as one "
+            "convolution. Default: macs, or of a fused network the way it was fused in."
+        ),
+    ] = None,
     storage: Annotated[
         str,
         typer.Option(help="Format of the stored weights: fp32, fp16, or int8 with one scale per channel."),
@@ -61,7 +68,7 @@ def export(
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
     import kerneldna as kd
     from kerneldna.conversion.convert import network_of, state_of
-    from kerneldna.deploy.fuse import settled_mode
+    from kerneldna.deploy.settled import settled_mode
     from kerneldna.registry import runtimes
     from kerneldna.training.opened_run import OpenedRun
 
@@ -83,6 +90,7 @@ def export(
         path,
         runtime=runtime,
         mode=mode,
+        prefer=prefer,
         storage=storage,
         compute=compute,
         calibrate=data,

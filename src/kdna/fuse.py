@@ -14,6 +14,13 @@ def fuse(
     mode: Annotated[
         str, typer.Option(help="accuracy keeps the dynamic gates; throughput replaces them by their means.")
     ] = "accuracy",
+    prefer: Annotated[
+        str,
+        typer.Option(
+            help="Way that layers mixed from a shared basis run: macs as basis and mix, where that multiplies less; one_conv as one "
+            "convolution."
+        ),
+    ] = "macs",
     calibrate: Annotated[
         str | None,
         typer.Option(
@@ -61,11 +68,17 @@ def fuse(
         fused = {"accuracy": copy.deepcopy(model), **fused}
     for name, network in fused.items():
         throughput: dict[str, Any] = {"calibrate": data, "recalibrate_norms": recalibrate_norms}
-        kd.fuse_(network, mode=name, progress=progress, **(throughput if name == "throughput" else {}))
+        kd.fuse_(
+            network,
+            mode=name,
+            prefer=prefer,
+            progress=progress,
+            **(throughput if name == "throughput" else {}),
+        )
     figures = opened.compare({"unfused": model, **fused}, progress=progress) if evaluate else {}
     saved = kd.save(fused[mode], out or run / "fused")
     state = state_of(network_of(fused[mode]))
-    noted = {key: value for key, value in state["fused"].items() if key != "folded"}
+    noted = {key: value for key, value in state["fused"].items() if key not in ("folded", "split")}
     return {
         "model": str(saved),
         **noted,

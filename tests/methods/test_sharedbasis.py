@@ -147,7 +147,10 @@ UNFIT = {
     r"several shapes \(Conv2d \(16, 16, 3, 3\), Conv2d \(32, 16, 3, 3\)\)": ((PAIR[0], "wide"), 3),
     r"several shapes \(Conv2d .*, Linear \(4, 32\)\)": ((PAIR[0], "head"), 3),
     "rank 33; 32 is full rank": (PAIR, 33),
-    "'stage.1.conv1' and 'stage.0.conv1' are one layer": (("stage.0.conv1", "stage.1.conv1"), 3),
+    "layer 'stage.0.conv1' cannot share a basis: it stands in 2 places": (
+        ("stage.0.conv1", "stage.1.conv1"),
+        3,
+    ),
     "'wide' cannot share a basis: it carries a forward hook": (("wide",), 2),
 }
 

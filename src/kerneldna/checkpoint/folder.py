@@ -40,6 +40,8 @@ class _Fused:
     difference: float
     folded: tuple[tuple[str, str], ...] = ()
     moved: float = 0.0
+    prefer: Literal["macs", "one_conv"] = "macs"
+    split: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

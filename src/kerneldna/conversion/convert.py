@@ -11,7 +11,8 @@ from torch import nn
 
 from kerneldna.conversion import reparameterize
 from kerneldna.conversion.choice import costs_in, with_savings
-from kerneldna.conversion.plan import Plan, Size, shape_text, size_rows, size_table
+from kerneldna.conversion.counting import size_of
+from kerneldna.conversion.plan import Plan, Size, macs_text, size_rows, size_table
 from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network import surgery
 from kerneldna.network.replaceable import irreplaceable, why_irreplaceable
@@ -72,10 +73,10 @@ def plan(
     # of the network itself: hooks on tensors are not copied
     traced = replace(surgery.trace(skeleton, size), irreplaceable=irreplaceable(model))
     counted = counted_on or size
-    before = _size(skeleton, traced.macs if counted == size else surgery.trace(skeleton, counted).macs)
+    before = size_of(skeleton, skeleton, counted, macs=traced.macs if counted == size else None)
     laid = method.lay_out(skeleton, traced, input_size=size)
     _rehearse(model, skeleton, method, laid)
-    after = _size(skeleton, surgery.trace(skeleton, counted).macs)
+    after = size_of(skeleton, skeleton, counted)
     laid = replace(laid, before=before, after=after, counted_on=None if counted == size else counted)
     return with_savings(laid, costs_in(skeleton))
 
@@ -211,8 +212,7 @@ class Description:
             lines = size_table(size_rows(self.size), ("",))
         else:
             lines = size_table(size_rows(self.before, self.size), ("before", now))
-        what = f"multiply-accumulates of {self.part}" if self.part else "multiply-accumulates"
-        lines.append(f"MACs: {what} for one {shape_text(self.input_size)} image")
+        lines.append(macs_text(self.size, self.input_size, part=self.part))
         if self.fused:
             lines.append(f"fused in {self.fused} mode: {self._written_out()}")
         return "\n".join(lines)
@@ -248,7 +248,8 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
             layers[type(module).__name__] = layers.get(type(module).__name__, 0) + 1
     counted = laid and (laid.counted_on or laid.input_size)
     before = laid.before if laid and size == counted and network is model else None
-    counted = _size(whole, surgery.trace(network_of(whole), size).macs)
+    pairs = state_of(network).get("fused", {}).get("split", ())
+    counted = size_of(whole, network_of(whole), size, pairs=pairs)
     part = "" if network is model else "the backbone"
     fused = state_of(network).get("fused", {}).get("mode")
     unfused = laid.after if laid and fused and network is model else None
@@ -275,7 +276,3 @@ def _rehearse(model: nn.Module, skeleton: nn.Module, method: Method, laid: Plan)
     for name in (names[id(module)] for module in before if id(module) not in left):
         if reason := reasons.get(name) or why_irreplaceable(surgery.get(model, name)):
             raise ValueError(f"the plan replaces {name!r}, but {reason}; take that off first, or plan anew")
-
-
-def _size(model: nn.Module, macs: int) -> Size:
-    return Size(surgery.parameters_of(model), surgery.bytes_of(model), macs)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
+from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip
 from kerneldna.reading.typed import Count, Within, typed
 
@@ -21,11 +22,14 @@ class Size:
         parameters: Their number, each once.
         stored_bytes: Bytes of its state_dict.
         macs: Multiply-accumulates for one image of the plan's input size.
+        macs_one_conv: The same, were each layer that runs as a basis and a mix behind it one convolution with their product; None
+            where there is none.
     """
 
     parameters: Count
     stored_bytes: Count
     macs: Count
+    macs_one_conv: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -226,9 +230,14 @@ def size_rows(*sizes: Size) -> dict[str, tuple[int, ...]]:
     }
 
 
+def macs_text(size: Size, input_size: InputSize, *, part: str = "") -> str:
+    """Say what MACs are, of which image and which part, and how many a network with two ways to run has in the other."""
+    text = f"MACs: multiply-accumulates{part and f' of {part}'} for one {shape_text(input_size)} image"
+    if size.macs_one_conv is None:
+        return text
+    return f"{text}; {size.macs_one_conv:,} with each basis and its mix as one convolution"
+
+
 def _sizes(plan: Plan) -> list[str]:
     lines = size_table(size_rows(plan.before, plan.after), ("before", "after"))
-    return [
-        *lines,
-        f"MACs: multiply-accumulates for one {shape_text(plan.counted_on or plan.input_size)} image",
-    ]
+    return [*lines, macs_text(plan.after, plan.counted_on or plan.input_size)]

@@ -18,9 +18,10 @@ from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import detector_export
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.facts import facts_of
-from kerneldna.deploy.fuse import fused_copy, settled_mode
+from kerneldna.deploy.fuse import fused_copy
 from kerneldna.deploy.opened_file import opened
 from kerneldna.deploy.runtime import Request, Runtime, check, require
+from kerneldna.deploy.settled import settled_mode, settled_way
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels
 from kerneldna.network import surgery
 from kerneldna.network.surgery import InputSize
@@ -56,6 +57,7 @@ def export(
     *,
     runtime: str = "onnx",
     mode: str | None = None,
+    prefer: str | None = None,
     storage: str = "fp32",
     compute: str = "fp32",
     calibrate: Batches | None = None,
@@ -83,6 +85,8 @@ def export(
         runtime: "onnx", "openvino", "torch_export" or "aot_inductor" (`kdna list runtimes`).
         mode: "accuracy", the default, keeps the gates, "throughput" folds their means; see `fuse_`. A network that is fused
             already is written as it is, so this may be left out, or be the mode that it was fused in.
+        prefer: How a layer runs whose kernel is mixed from a basis: "macs", the default, or "one_conv"; see `fuse_`. Either way
+            ONNX stores the basis once, and the mixes. It may be left out where `mode` may be.
         storage: How weights are stored: "fp32", "fp16", or "int8" with one scale an output channel; they are computed with in
             float all the same.
         compute: "int8" computes convolutions and matrix products in int8 (static quantization).
@@ -121,7 +125,8 @@ def export(
     network, shown = _shown(model, part, images, input_size, batches)
     if part is not None and calibrate is not None:
         asked = replace(asked, calibrate=detector_export.BackboneBatches(calibrate, _size(shown)))
-    fused, shared = _fused(network, mode, calibrate, None if whole else shown[:2], progress=progress)
+    settled = settled_mode(network, mode), settled_way(network, prefer)
+    fused, shared = _fused(network, *settled, calibrate, None if whole else shown[:2], progress=progress)
     facts = facts_of(model, size=None if whole else _size(shown), whole=part is None)
     asked = replace(asked, shared=shared, facts=facts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,15 +245,21 @@ def _images(model: nn.Module, size: InputSize, batches: tuple[int, ...], images:
 
 
 def _fused(
-    model: nn.Module, mode: str | None, calibrate: Batches | None, probe: Tensor | None, *, progress: bool
+    model: nn.Module,
+    mode: str,
+    prefer: str,
+    calibrate: Batches | None,
+    probe: Tensor | None,
+    *,
+    progress: bool,
 ) -> tuple[nn.Module, tuple[SharedKernel, ...]]:
     """Return a fused copy, and the kernels that it has several copies of."""
-    network, mode, means = network_of(model), settled_mode(model, mode), None
+    network, means = network_of(model), None
     if mode == "throughput" and calibration.gates_of(network):
         means = calibration.tracked_means(network)
         if calibrate is not None:
             means = calibration.gate_means(network, calibrate, progress=progress)
-    fused = fused_copy(model, mode=mode, calibrate=means, probe=probe, progress=progress)
+    fused = fused_copy(model, mode=mode, prefer=prefer, calibrate=means, probe=probe, progress=progress)
     if fused is model:
         return model, ()
     shared = shared_kernels(network, network_of(fused), means)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from kerneldna.deploy import fold
 from kerneldna.deploy.agreement import is_rounding, outputs
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
-from kerneldna.layers.child import layer_inside
+from kerneldna.deploy.settled import MODES, chosen_ways, settled_mode, settled_way
+from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
@@ -29,7 +30,6 @@ from kerneldna.network.replaceable import why_irreplaceable
 from kerneldna.registry import suggest
 
 log = logging.getLogger(__name__)
-MODES = ("accuracy", "throughput")
 TOLERANCE = 1e-4
 
 
@@ -42,12 +42,13 @@ def fuse_(
     model: nn.Module,
     *,
     mode: str = "accuracy",
+    prefer: str = "macs",
     calibrate: Batches | Mapping[str, Tensor] | None = None,
     recalibrate_norms: bool = False,
     probe: Tensor | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """Write out every child's kernel and fold every BatchNorm behind a convolution into it, in place.
+    """Write out every shared kernel and fold every BatchNorm behind a convolution into it, in place.
 
     The fused network has more parameters than the one as trained, where a shared kernel is stored once: save or export that one.
 
@@ -60,6 +61,8 @@ def fuse_(
     Args:
         model: A network in eval mode; of a detector, its backbone is fused.
         mode: "accuracy" keeps the dynamic gates, "throughput" replaces them by constants.
+        prefer: How a layer runs whose kernel is mixed from a basis: "macs" as the basis and a 1x1 mix behind it, where that takes
+            fewer multiply-accumulates, "one_conv" always as one convolution with the product.
         calibrate: For "throughput": images `(B, C, H, W)`, or a loader of such batches or of (images, labels): some hundred
             training images. Or the means, as `kerneldna.deploy.calibrate.gate_means` returns them; networks trained with
             `gate_drop_rate` have them already. For a detector, images as its backbone sees them: `detectors.BackboneImages`.
@@ -83,6 +86,7 @@ def fuse_(
     check_loans(whole, "fuse")
     _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
     _check_stand_ins(model)
+    noted_ways = chosen_ways(model, prefer)
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     channels, height, width = x.shape[1:]
     size = (channels, height, width)
@@ -102,7 +106,8 @@ def fuse_(
             if recalibrate_norms and calibrate is not None and not isinstance(calibrate, Mapping):
                 calibration.recalibrate_norms_(model, calibrate, progress=progress)
             expected = outputs(model, x)
-    replaced = _materialise_(model, means)
+    split = noted_ways.get("split", ())
+    replaced = _materialise_(model, means, split)
     try:
         pairs = fold.find_pairs(model, size) if has_children else pairs
     except ValueError:
@@ -112,7 +117,7 @@ def fuse_(
     difference = surgery.relative_difference(expected, outputs(model, x))
     if not difference <= TOLERANCE:  # also when it is not a number
         _put_back_(model, replaced, {})
-        fuse = partial(_fuse_as_, pairs)
+        fuse = partial(_fuse_as_, pairs, split)
         if not is_rounding(model, x, expected, difference, tolerance=TOLERANCE, means=means, fuse=fuse):
             _put_back_(model, {}, statistics)
             raise RuntimeError(
@@ -120,7 +125,7 @@ def fuse_(
                 "was left unfused. Fuse in float32, and check that its outputs are finite"
             )
         fuse(model, means)
-    noted: dict[str, Any] = {"mode": mode, "difference": difference}
+    noted: dict[str, Any] = {"mode": mode, "difference": difference, **noted_ways}
     if means is not None:
         noted["moved"] = surgery.relative_difference(before, expected)
     _leave_no_trace_(model, pairs)
@@ -140,60 +145,32 @@ def fuse_(
 def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
     zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
-    _materialise_(model, zeros if noted["mode"] == "throughput" else None)
+    _materialise_(model, zeros if noted["mode"] == "throughput" else None, noted.get("split", ()))
     pairs = [Pair(conv, norm) for conv, norm in noted.get("folded", ())]
     _fold_(model, pairs)
     _leave_no_trace_(model, pairs)
     set_state(model, fused=dict(noted))
 
 
-def settled_mode(model: nn.Module, mode: str | None) -> str:
-    """Return the mode of fusing that `model` is run or written in.
-
-    Args:
-        model: A network, fused or not, or a detector.
-        mode: The mode asked for; None is "accuracy", or where the network is fused already, the mode that it was fused in.
-
-    Raises:
-        ValueError: If the mode is unknown, or the network was fused in the other one and its gates make a difference.
-    """
-    if mode is not None and mode not in MODES:
-        raise ValueError(suggest("mode", mode, MODES))
-    network = network_of(model)
-    noted = state_of(network).get("fused")
-    if noted is None:
-        return mode or "accuracy"
-    if mode in (None, noted["mode"]):
-        return noted["mode"]
-    kept = sum(layer_inside(module) is not None for module in network.modules())
-    if noted["mode"] == "accuracy" and kept:
-        left = f"its {kept} gate{'s' * (kept > 1)} kept"
-    elif noted["mode"] == "throughput" and noted.get("moved") != 0:
-        left = "its gates replaced by their means"
-    else:
-        return mode  # without a gate the two are the same
-    raise ValueError(
-        f"mode {mode!r} was asked for, and this network is fused already, in {noted['mode']} mode, {left}; "
-        "give the network as it was trained, or leave the mode out"
-    )
-
-
-def fused_copy(model: nn.Module, *, mode: str | None = None, **options: Any) -> nn.Module:
+def fused_copy(
+    model: nn.Module, *, mode: str | None = None, prefer: str | None = None, **options: Any
+) -> nn.Module:
     """Return a fused copy of `model`, or `model` itself where it is fused already or there is nothing to fuse.
 
     Args:
         model: A network in eval mode, or a detector.
         mode: As for `settled_mode`.
+        prefer: As for `settled_way`.
         **options: As `fuse_` takes them.
 
     Raises:
-        ValueError: As `settled_mode` and `fuse_` do.
+        ValueError: As `settled_mode`, `settled_way` and `fuse_` do.
     """
-    mode = settled_mode(model, mode)
+    mode, prefer = settled_mode(model, mode), settled_way(model, prefer)
     if state_of(network_of(model)).get("fused"):
         return model
     try:
-        return fuse_(copy.deepcopy(model), mode=mode, **options)
+        return fuse_(copy.deepcopy(model), mode=mode, prefer=prefer, **options)
     except NothingToFuseError:
         return model
 
@@ -250,20 +227,27 @@ def _stand_ins(model: nn.Module) -> dict[str, StandIn]:
     return {name: module for name, module in model.named_modules() if isinstance(module, StandIn)}
 
 
-def _materialise_(model: nn.Module, means: Mapping[str, Tensor] | None) -> Mapping[str, nn.Module]:
-    """Replace every module that stands for plain ones; return the replaced ones by name."""
+def _materialise_(
+    model: nn.Module, means: Mapping[str, Tensor] | None, split: Collection[str]
+) -> Mapping[str, nn.Module]:
+    """Replace every module that stands for plain ones, those called in `split` by two; return the replaced ones by name."""
     replaced = _stand_ins(model)
     plain: dict[str, nn.Module] = {}
-    for name, standing in replaced.items():
-        mean = means.get(f"{name}.gate") if means else None
-        plain[name] = (standing.fused() if mean is None else standing.fused(mean)).train(standing.training)
+    with ways.running(model, split):
+        for name, standing in replaced.items():
+            mean = means.get(f"{name}.gate") if means else None
+            plain[name] = (standing.fused() if mean is None else standing.fused(mean)).train(
+                standing.training
+            )
     for name, module in plain.items():
         surgery.replace_(model, name, module)
     return replaced
 
 
-def _fuse_as_(pairs: Sequence[Pair], model: nn.Module, means: Mapping[str, Tensor] | None) -> None:
-    _materialise_(model, means)
+def _fuse_as_(
+    pairs: Sequence[Pair], split: Collection[str], model: nn.Module, means: Mapping[str, Tensor] | None
+) -> None:
+    _materialise_(model, means, split)
     _fold_(model, pairs)
 
 

@@ -21,19 +21,20 @@ from kerneldna.network import surgery
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def fused(model: nn.Module, *, mode: str | None = None) -> nn.Module:
+def fused(model: nn.Module, *, mode: str | None = None, prefer: str | None = None) -> nn.Module:
     """Return a fused copy of `model`, or `model` itself if it is fused or there is nothing to fuse.
 
     Args:
         model: A network in eval mode.
         mode: "accuracy", the default, keeps its gates; "throughput" replaces them by their means over random images, which is
             right for a timing and nothing else. For a network that is fused already, the one it was fused in.
+        prefer: "macs", the default, or "one_conv": as `fuse_` takes it.
 
     Raises:
-        ValueError: If the mode is unknown, or the network is fused in the other one.
+        ValueError: If the mode or the way is unknown, or the network is fused in the other one.
     """
     calibrate = surgery.probe(model, input_size_of(model), batch=8) if mode == "throughput" else None
-    return fused_copy(model, mode=mode, calibrate=calibrate, progress=False)
+    return fused_copy(model, mode=mode, prefer=prefer, calibrate=calibrate, progress=False)
 
 
 def laid_out(

@@ -99,6 +99,7 @@ def speed_up(
     images: Tensor,
     *,
     precision: str = "fp32",
+    prefer: str | None = None,
     compile: bool = True,
     tolerance: float = 0.05,
     rounds: int = 5,
@@ -113,13 +114,14 @@ def speed_up(
         model: A network in eval mode.
         images: A batch as it will be run later, `(B, C, H, W)`, on the device of `model`.
         precision: "fp32"; "bf16" for nothing else; "auto" for fp32 unless bf16 is faster and stays within `tolerance`.
+        prefer: "macs", the default, or "one_conv": the way that a layer mixed from a basis runs, as `fuse_` takes it.
         compile: Also try `torch.compile`, which takes up to minutes for each form. Without a C++ compiler those are dropped.
         tolerance: Largest difference that bf16 may make to an output, as a fraction of the largest output; fp32 may make 1e-3.
         rounds: How many times each form is timed.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If the network is in training mode, does not run on `images`, or the precision is unknown.
+        ValueError: If the network is in training mode, does not run on `images`, or precision or way is unknown.
         RuntimeError: If fusing changes the outputs, or precision is "bf16" and no form of it is left.
 
     Example:
@@ -130,7 +132,7 @@ def speed_up(
     given, expected = _checked(model, images, precision, rounds)
     # on the CPU in float32: elsewhere rounding (TF32, bf16) would look like a wrong result
     plain = prepare.laid_out(given, channels_last=False)
-    fused = prepare.fused(plain)
+    fused = prepare.fused(plain, prefer=prefer)
     prefix = "" if fused is plain else "fused, "
     calls: dict[str, Callable[[Tensor], Any]] = {AS_GIVEN: given}
     rows = {AS_GIVEN: Row(AS_GIVEN, difference=0.0)}

@@ -19,8 +19,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kerneldna.layers.marks import Borrower, Startable, TwoWays, lend_
+from kerneldna.layers.marks import Borrower, Startable, lend_
 from kerneldna.layers.start import draw_like_
+from kerneldna.layers.ways import TwoWays
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 _GEOMETRY = (

@@ -1,8 +1,8 @@
 """What the rest of the library knows a module by: a class of its own, never an attribute, which another's module may have too.
 
-A `StandIn` stands for plain modules, which its `fused()` returns, a `TwoWays` for one or for two. A `Scheduled` moves while a
-network trains. A `Startable` begins otherwise where a network is trained from scratch. A `Borrower` computes with something that
-another module of the network owns, a module or what a `Lender` lends.
+A `StandIn` stands for plain modules, which its `fused()` returns. A `Scheduled` moves while a network trains. A `Startable` begins
+otherwise where a network is trained from scratch. A `Borrower` computes with something that another module of the network owns, a
+module or what a `Lender` lends.
 
 A network that is cut between the two has lost it without a word: `state_dict()` does not have it. So `check_loans` refuses it, and
 so does a strict `load_state_dict`, where a borrower misses what its owner was not given.
@@ -26,26 +26,6 @@ class StandIn(nn.Module):
             mean: The mean of the gate it has as its part "gate", one value a channel, if that is to be folded in.
         """
         raise NotImplementedError
-
-
-class TwoWays(StandIn):
-    """A module that computes either with one layer, or with a small one and a 1x1 one behind it.
-
-    Attributes:
-        split: Whether it runs as two; None takes the way with fewer multiply-accumulates.
-    """
-
-    split: bool | None = None
-
-    @property
-    def is_cheaper_split(self) -> bool:
-        """Whether two layers take fewer multiply-accumulates than one."""
-        raise NotImplementedError
-
-    @property
-    def runs_split(self) -> bool:
-        """Whether it runs as two layers, and is fused to two."""
-        return self.is_cheaper_split if self.split is None else self.split
 
 
 class Scheduled(nn.Module):

@@ -173,10 +173,6 @@ def rank_of(shape: Sequence[int], layers: int, share: float) -> int:
 def _rank(group: Group, model: nn.Module) -> int:
     """Return the rank of a group's basis as a number, checked against its layers."""
     layers = [survey.get(model, name) for name in group.layers]
-    for i, (name, layer) in enumerate(zip(group.layers, layers, strict=True)):
-        if layer in layers[:i]:
-            twin = group.layers[layers.index(layer)]
-            raise ValueError(f"{name!r} and {twin!r} are one layer; name it once")
     shapes = {(type(layer).__name__, tuple(layer.weight.shape)) for layer in layers}
     if len(shapes) > 1:
         said = ", ".join(f"{kind} {shape}" for kind, shape in sorted(shapes))
