@@ -31,8 +31,8 @@ def export(
     prefer: Annotated[
         str | None,
         typer.Option(
-            help="Way that layers mixed from a shared basis run: macs as basis and mix, where that multiplies less; one_conv as one "
-            "convolution. Default: macs, or of a fused network the way it was fused in."
+            help="Way that layers mixed from a shared basis run: macs as basis and mix, where that multiplies less; one_conv as "
+            "one convolution. Default: macs, or of a fused network the way it was fused in."
         ),
     ] = None,
     storage: Annotated[

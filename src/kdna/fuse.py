@@ -17,8 +17,8 @@ def fuse(
     prefer: Annotated[
         str,
         typer.Option(
-            help="Way that layers mixed from a shared basis run: macs as basis and mix, where that multiplies less; one_conv as one "
-            "convolution."
+            help="Way that layers mixed from a shared basis run: macs as basis and mix, where that multiplies less; one_conv as "
+            "one convolution."
         ),
     ] = "macs",
     calibrate: Annotated[

@@ -273,7 +273,7 @@ def _inside(network: str, kernel: SharedKernel) -> SharedKernel:
         {f"{network}.{name}": parts for name, parts in given.items()}
         for given in (kernel.users, kernel.mixes)
     )
-    return SharedKernel(f"{network}.{kernel.name}", kernel.kernel, users, mixes)
+    return replace(kernel, name=f"{network}.{kernel.name}", users=users, mixes=mixes)
 
 
 @torch.no_grad()

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kerneldna.deploy.expand import drop_unused
+from kerneldna.deploy.onnx_store import Array, Store, float_arrays
 from kerneldna.deploy.shared_kernels import SharedKernel
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
-
-Array = np.ndarray[Any, Any]
-SMALLEST = 1024  # elements; smaller weights stay as they are, rounding them saves nothing
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ def places_of(model: ModelProto, weights: Mapping[str, Array]) -> dict[str, Plac
         model: Whose weights are float32 initializers.
         weights: The network's weights by name.
     """
-    arrays = _float_arrays(model.graph)
+    arrays = float_arrays(model.graph)
     found: dict[str, Place] = {}
     taken: set[str] = set()
     for name, weight in weights.items():
@@ -69,216 +66,23 @@ def shrink(
         storage: "fp32", "fp16" or "int8" with one scale an output channel.
         quantized: The weights were quantized to `NAME_quantized` with `NAME_scale`, and are derived as such.
     """
-    store = _Store(model.graph, storage)
+    store = Store(model.graph, storage)
     for kernel in shared:
         for turned in (False, True):
             users = [name for name in kernel.users if name in places and places[name].turned == turned]
-            if len(users) < 2:
-                continue
-            values = kernel.kernel.double().cpu().numpy()
-            source = store.add(
-                f"{kernel.name}.kernel{'.T' * turned}", _turned(values, turned), axis=int(turned)
-            )
-            for user in users:
-                name = places[user].name
-                own = [_turned(factor.cpu().numpy(), turned) for factor in kernel.users[user]]
-                matrices = [matrix.cpu().numpy() for matrix in kernel.mixes.get(user, ())]
-                base = store.mix(name, source, matrices, values.shape, turned=turned) if matrices else source
-                if quantized:
-                    store.derive_int8(name, base, own, dimensions=values.ndim)
-                else:
-                    store.derive(name, base, own)
+            if _pays(kernel, users):
+                store.share(kernel, {name: places[name].name for name in users}, turned, quantized=quantized)
     if storage != "fp32":  # where quantized, what was left in float: the gates
         for name, axis in store.plain_weights().items():
             store.round(name, axis=axis)
     store.finish()
 
 
-def _float_arrays(graph: GraphProto) -> dict[str, Array]:
-    from onnx import numpy_helper
-
-    return {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in graph.initializer
-        if len(tensor.dims) > 1 and tensor.data_type == 1
-    }
-
-
-def _turned(values: Array, turned: bool) -> Array:
-    return values.T if turned else values
-
-
-class _Store:
-    """A graph whose initializers are replaced by nodes that compute them."""
-
-    def __init__(self, graph: GraphProto, storage: str) -> None:
-        self.graph, self.storage = graph, storage
-        self.arrays = _float_arrays(graph)
-        self.nodes: list[Any] = []
-        self.gone: set[str] = set()
-
-    def add(self, name: str, values: Array, *, axis: int) -> str:
-        """Store `values` as `storage` says, output channels along `axis`; return the name of the float32 tensor."""
-        return self._stored(name, values, f"{name}.float" if self.storage != "fp32" else name, axis=int(axis))
-
-    def mix(
-        self, name: str, source: str, matrices: list[Array], shape: tuple[int, ...], *, turned: bool
-    ) -> str:
-        """Add the product of `matrices` and the kernel `source` to it; return the name of the sum.
-
-        Args:
-            name: The initializer that is derived, for names.
-            source: A kernel of `shape`, or turned.
-            matrices: As `kerneldna.layers.modulation.mixed` takes them, stored as `storage` says.
-            shape: `(C_out, C_in/groups, k, k)` or `(C_out, C_in)`.
-            turned: The kernel is a matrix, transposed.
-        """
-        stored = [
-            self.add(f"{name}.mix{i}", _turned(matrix, turned), axis=int(turned))
-            for i, matrix in enumerate(matrices)
-        ]
-        groups = shape[0] // matrices[-1].shape[1]
-        product = (
-            source if turned else self._reshaped(source, (groups, shape[0] // groups, -1), f"{name}.rows")
-        )
-        for i, matrix in reversed(list(enumerate(matrices))):
-            if turned:
-                product = self._product(product, stored[i], f"{name}.mixed{i}")
-                continue
-            rows, columns = matrix.shape
-            by_group = self._reshaped(stored[i], (groups, rows // groups, columns), f"{name}.by_group{i}")
-            product = self._product(by_group, product, f"{name}.mixed{i}")
-        if not turned:
-            product = self._reshaped(product, shape, f"{name}.product")
-        return self._node("Add", [source, product], f"{name}.mix")
-
-    def derive(self, name: str, source: str, factors: list[Array]) -> None:
-        """Let the initializer `name` be `source` times `factors`."""
-        self.gone.add(name)
-        by_shape: dict[tuple[int, ...], Array] = {}
-        for factor in factors:
-            by_shape[factor.shape] = by_shape.get(factor.shape, np.ones(1)) * factor
-        # the small ones among themselves first, so that the kernel is multiplied once
-        steps = sorted(by_shape.values(), key=lambda values: values.size)
-        names = [
-            self._constant(f"{name}.factor{i}", values.astype(np.float32)) for i, values in enumerate(steps)
-        ]
-        product = None
-        for i, factor in enumerate(names):
-            product = (
-                factor if product is None else self._node("Mul", [product, factor], f"{name}.product{i}")
-            )
-        if product is None:
-            self._node("Identity", [source], name)
-        else:
-            self._node("Mul", [source, product], name)
-
-    def derive_int8(self, name: str, source: str, factors: list[Array], *, dimensions: int) -> None:
-        """Let the quantized initializer of `name` be `source` times `factors`, on the scale it was quantized with.
-
-        Args:
-            name: The initializer.
-            source: A kernel.
-            factors: Each of the kernel's dimensions.
-            dimensions: How many those are; a parent without a norm behind it has no factors.
-        """
-        from onnx import numpy_helper
-
-        scale = next((t for t in self.graph.initializer if t.name == f"{name}_scale"), None)
-        if scale is None:  # its layer was left in float
-            self.derive(name, source, factors)
-            return
-        inverse = 1 / numpy_helper.to_array(scale).astype(np.float64)
-        shape = [1] * dimensions
-        shape[self._axis(f"{name}_quantized")] = inverse.size
-        self.derive(f"{name}.steps", source, [*factors, inverse.reshape(shape)])
-        rounded = self._node("Round", [f"{name}.steps"], f"{name}.rounded")
-        bounds = [
-            self._constant(f"{name}.{which}", np.array(value, np.float32))
-            for which, value in (("low", -127), ("high", 127))
-        ]
-        clipped = self._node("Clip", [rounded, *bounds], f"{name}.clipped")
-        self.gone.add(f"{name}_quantized")
-        self._node("Cast", [clipped], f"{name}_quantized", to=3)
-
-    def round(self, name: str, *, axis: int) -> None:
-        """Store the initializer `name` as `storage` says."""
-        self.gone.add(name)
-        self._stored(name, self.arrays[name].astype(np.float64), name, axis=axis)
-
-    def plain_weights(self) -> dict[str, int]:
-        """Return the weights of convolutions and matrix products that are still as they were, with their channel axis."""
-        found: dict[str, int] = {}
-        for node in self.graph.node:
-            weight = node.input[1] if len(node.input) > 1 else ""
-            if weight not in self.arrays or weight in self.gone or self.arrays[weight].size < SMALLEST:
-                continue
-            if node.op_type in ("Conv", "MatMul"):
-                found[weight] = 0 if node.op_type == "Conv" else self.arrays[weight].ndim - 1
-            elif node.op_type == "Gemm":
-                turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-                found[weight] = 0 if turned else 1
-        return found
-
-    def finish(self) -> None:
-        """Put the nodes before those that read them, and drop what is no longer read."""
-        kept = [tensor for tensor in self.graph.initializer if tensor.name not in self.gone]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
-        old = list(self.graph.node)
-        del self.graph.node[:]
-        self.graph.node.extend([*self.nodes, *old])
-        drop_unused(self.graph)
-
-    def _axis(self, quantized: str) -> int:
-        """Return the axis that an int8 weight has a scale for each slice of; 0 where it has one for all."""
-        reader = next(
-            node
-            for node in self.graph.node
-            if node.op_type == "DequantizeLinear" and node.input[0] == quantized
-        )
-        return next((attribute.i for attribute in reader.attribute if attribute.name == "axis"), 0)
-
-    def _stored(self, name: str, values: Array, out: str, *, axis: int) -> str:
-        if self.storage == "fp32":
-            return self._constant(out, values.astype(np.float32))
-        if self.storage == "fp16":
-            if np.abs(values).max() > np.finfo(np.float16).max:
-                raise ValueError(f"weight {name!r} does not fit into fp16; use storage='fp32'")
-            return self._cast(self._constant(f"{name}.fp16", values.astype(np.float16)), out)
-        others = tuple(i for i in range(values.ndim) if i != axis)
-        scale = np.abs(values).max(axis=others, keepdims=True) / 127
-        scale[scale == 0] = 1
-        scale = scale.astype(np.float32)
-        rounded = np.rint(values / scale).clip(-127, 127).astype(np.int8)
-        cast = self._cast(self._constant(f"{name}.int8", rounded), f"{name}.whole")
-        return self._node("Mul", [cast, self._constant(f"{name}.scale", scale)], out)
-
-    def _constant(self, name: str, values: Array) -> str:
-        from onnx import numpy_helper
-
-        self.gone.discard(name)
-        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
-        return name
-
-    def _product(self, left: str, right: str, out: str) -> str:
-        """Multiply two matrices of constants."""
-        if self.storage == "int8":
-            # the signs cancel: OpenVINO would leave the product of what is read straight from int8 to every inference
-            left, right = (
-                self._node("Neg", [each], f"{out}.{side}")
-                for side, each in (("left", left), ("right", right))
-            )
-        return self._node("MatMul", [left, right], out)
-
-    def _reshaped(self, source: str, shape: tuple[int, ...], out: str) -> str:
-        return self._node("Reshape", [source, self._constant(f"{out}.shape", np.array(shape, np.int64))], out)
-
-    def _cast(self, source: str, out: str) -> str:
-        return self._node("Cast", [source], out, to=1)
-
-    def _node(self, kind: str, inputs: list[str], out: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, [out], name=out, **attributes))
-        return out
+def _pays(kernel: SharedKernel, users: Iterable[str]) -> bool:
+    """Whether a file is smaller where these weights are derived."""
+    mixes = [kernel.mixes.get(name, ()) for name in users]
+    if kernel.adds:
+        return len(mixes) > 1
+    numbers = kernel.kernel[0].numel()
+    weights = sum((len(mix[0]) if mix else len(kernel.kernel)) * numbers for mix in mixes)
+    return kernel.kernel.numel() + sum(part.numel() for mix in mixes for part in mix) < weights

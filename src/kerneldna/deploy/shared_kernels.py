@@ -2,38 +2,46 @@
 
     fused.weight = mixed(kernel) * factor * factor ...        factors: spatial, filter, BatchNorm's scale, the gate's mean
 
-`mixed` is the kernel itself, or a mix of its filters (`kerneldna.layers.modulation.mixed`).
+`mixed` is the kernel itself, or a mix of its filters (`kerneldna.layers.modulation.mixed`). A basis is shared likewise: a layer
+that runs as two convolves with the basis itself, and one that runs as one with a mix of it alone.
+
+    fused.weight = mix @ basis                            the mix times BatchNorm's scale
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kerneldna.conversion.convert import plan_of, state_of
 from kerneldna.deploy import fold
+from kerneldna.layers.basis import Mixed
 from kerneldna.layers.child import Child, layer_inside
 from kerneldna.network import surgery
 
 
 @dataclass(frozen=True)
 class SharedKernel:
-    """One parent's kernel and the fused layers that derive theirs from it.
+    """One parent's kernel, or one basis, and the fused layers that use it or derive their kernels from it.
 
     Attributes:
-        name: The parent's qualified name.
-        kernel: As it was trained, `(C_out, C_in/groups, k, k)` or `(C_out, C_in)`.
+        name: The qualified name of the parent, or of the layer that owns the basis.
+        kernel: As it was trained, `(C_out, C_in/groups, k, k)` or `(C_out, C_in)`; of a basis the first dimension is its rank.
         users: Name of a weight in the fused network's `state_dict` -> the factors, each of the kernel's dimensions, in float64.
         mixes: Name of such a weight -> the matrices that mix the kernel's filters before, in float64.
+        adds: Whether what is mixed is added to the kernel, as a child's is. Of a basis it is all, and a weight without a mix is the
+            basis.
     """
 
     name: str
     kernel: Tensor
     users: Mapping[str, tuple[Tensor, ...]]
     mixes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    adds: bool = True
 
 
 def shared_kernels(
@@ -69,7 +77,34 @@ def shared_kernels(
                 users[f"{inner}.weight"] = tuple(own)
                 mixes |= {f"{inner}.weight": tuple(mixing)} if mixing else {}
         found.append(SharedKernel(family.parent, kernel, users, mixes))
-    return tuple(found)
+    return (*found, *_bases(model, fused, norms))
+
+
+def _bases(model: nn.Module, fused: nn.Module, norms: Mapping[str, str]) -> Iterator[SharedKernel]:
+    """Yield the bases of filters that layers of the network mix their kernels from."""
+    members: dict[Mixed[Any], list[tuple[str, Mixed[Any]]]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Mixed):
+            members.setdefault(layer.owner, []).append((name, layer))
+    for owner, group in members.items():
+        direct: dict[str, tuple[Tensor, ...]] = {}
+        mixes: dict[str, Tensor] = {}
+        for name, layer in group:
+            if f"{name}.basis.weight" in fused.state_dict():
+                direct[f"{name}.basis.weight"] = ()
+                continue
+            mix = layer.mix.detach().double()
+            if name in norms:
+                mix = mix * fold.scale_of(surgery.get(model, norms[name]))[:, None]
+            mixes[f"{name}.weight"] = mix
+        basis = owner.filters.detach().double()
+        if not direct:  # each filter as large as what is done with it: mixes are rounded with one scale a row
+            sizes = torch.cat([*mixes.values()]).abs().amax(0)
+            sizes[sizes == 0] = 1
+            basis = basis * sizes.view(-1, *(1,) * (basis.ndim - 1))
+            mixes = {name: mix / sizes for name, mix in mixes.items()}
+        users = {**direct, **dict.fromkeys(mixes, ())}
+        yield SharedKernel(group[0][0], basis, users, {k: (mix,) for k, mix in mixes.items()}, adds=False)
 
 
 def _inner(fused: nn.Module, name: str) -> str:

@@ -82,14 +82,19 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
         self._take_over(replaced)
 
     @property
+    def owner(self) -> Mixed[Any]:
+        """The layer that owns the basis: its lender, or itself."""
+        return self if self._lender is None else self._lender
+
+    @property
     def loan(self) -> tuple[str, str, object]:
-        """Its basis, of its lender; of the layer that owns it, its own."""
-        return "its basis", f"layer {self.lender_name!r}", self._lender or self
+        """Its basis, of the layer that owns it."""
+        return "its basis", f"layer {self.lender_name!r}", self.owner
 
     @property
     def filters(self) -> Tensor:
         """The basis, `(k, C_in/groups, k_h, k_w)` or `(k, C_in)`, owned or borrowed."""
-        found = self.basis if self._lender is None else self._lender.basis
+        found = self.owner.basis
         assert found is not None
         return found
 
