@@ -15,7 +15,7 @@ from torch import Tensor
 _ROUNDS = 80
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """What every size of a basis costs and damages.
 
@@ -37,7 +37,7 @@ class Curve:
 Alternatives = Sequence[Sequence[Curve]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """A curve and the place on it."""
 

@@ -21,7 +21,7 @@ from kerneldna.compression.statistics import Statistics
 _TINY = 1e-10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     """The bases of all sizes for some layers.
 
@@ -66,6 +66,17 @@ def balanced(basis: Tensor, mixes: Sequence[Tensor]) -> tuple[Tensor, list[Tenso
     return basis * scale[:, None], [mix / scale for mix in mixes]
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of a covariance, with as little on its diagonal as rounding makes needful."""
+    mean = matrix.diagonal().mean().clamp_min(1e-30)
+    extra = _TINY
+    while True:
+        root, failed = torch.linalg.cholesky_ex(matrix + extra * mean * torch.eye(len(matrix)).to(matrix))
+        if not failed or extra > 1:
+            return root
+        extra *= 100
+
+
 def spectrum(
     layers: Sequence[str],
     kernels: Sequence[Tensor],
@@ -95,7 +106,7 @@ def spectrum(
             )
     covariances = [statistics.covariances[place] for place in which]
     weighted = torch.cat([weights[i].sqrt()[:, None] * row for i, row in zip(which, rows, strict=True)])
-    pooled = sum(c / c.diagonal().mean().clamp_min(1e-30) for c in covariances)
+    pooled = sum(c / statistics.variances[place] for c, place in zip(covariances, which, strict=True))
     assert isinstance(pooled, Tensor)
     cut = len(which) * filters * numbers / (numbers + len(which) * filters)
     most = max(1, min(int(cut), len(weighted), numbers))
@@ -104,8 +115,7 @@ def spectrum(
     for place, row, covariance in zip(which, rows, covariances, strict=True):
         seen = covariance @ directions.T
         inner = directions @ seen
-        inner.diagonal().add_(_TINY * inner.diagonal().mean())
-        root = torch.linalg.cholesky(inner)
+        root = cholesky(inner)
         coordinate = torch.linalg.solve_triangular(root, (row @ seen).T, upper=False).T
         whole = weights[place] @ ((row @ covariance) * row).sum(1)
         explained = (weights[place] @ coordinate.square()).cumsum(0)
@@ -126,7 +136,7 @@ def _directions(weighted: Tensor, pooled: Tensor, most: int) -> Tensor:
         squares, left = squares.flip(0)[:most], left.flip(1)[:, :most]
         kept = squares > _TINY * squares[0].clamp_min(1e-300)
         return (left[:, kept] / squares[kept].sqrt()).T @ weighted
-    root = torch.linalg.cholesky(pooled + _TINY * pooled.diagonal().mean() * torch.eye(width).to(pooled))
+    root = cholesky(pooled)
     product = weighted @ root
     squares, right = torch.linalg.eigh(product.T @ product)
     squares, right = squares.flip(0)[:most], right.flip(1)[:, :most]

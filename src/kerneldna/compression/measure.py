@@ -33,7 +33,7 @@ TRIED = 0.5  # the share of a set's parameters at which its damage is measured
 AT_ONCE = 2 * 2**30  # bytes of covariances that are summed up in one pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """A network with what was measured on it.
 
@@ -201,7 +201,7 @@ def _warn_of_few(candidates: Sequence[Candidate], measured: Sequence[Statistics]
         return
     share, candidate, statistics = min(few, key=lambda each: each[0])
     values = torch.linalg.eigvalsh(statistics.covariances[0])
-    condition = float(values[-1] / values[0].clamp_min(1e-300))
+    condition = float(values[-1] / values[0].clamp_min(1e-16 * float(values[-1]) + 1e-300))
     warnings.warn(
         f"layer {candidate.layers[0]!r} was measured on {statistics.samples:,} columns of {images} images (at most {POSITIONS} an "
         f"image), and {candidate.frame:,} are needed: the condition number of their covariance is {condition:.1e}, so the fit may "

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.compression.columns import columns, outputs, places
+from kerneldna.compression.fit import cholesky
 from kerneldna.compression.images import BATCH
 from kerneldna.layers.basis import Mixed
 from kerneldna.network import surgery
@@ -103,7 +104,7 @@ def _refitting(
         cross = cross / count - torch.outer(v_mean, y_mean)
         pull = PULL * inner.diagonal().mean().clamp_min(1e-30)
         inner.diagonal().add_(pull)
-        mix = torch.cholesky_solve(cross + pull * layer.mix.double().T, torch.linalg.cholesky(inner)).T
+        mix = torch.cholesky_solve(cross + pull * layer.mix.double().T, cholesky(inner)).T
         if not mix.isfinite().all():
             raise RuntimeError(f"what layer {name!r} gives is not finite; check the network and the images")
         layer.set_kernels_(None, mix.to(layer.mix.dtype))

@@ -27,20 +27,20 @@ RIDGE = 1e-4
 POSITIONS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """What the layers of one candidate see.
 
     Attributes:
         frame: What columns are looked at through, `(r, D)`; None for the columns themselves.
         covariances: Of each layer, `(r, r)`, float64, the ridge included.
-        ridges: Of each layer, what was added to the diagonal of its columns' covariance.
+        variances: Of each layer the mean variance of its columns' numbers.
         samples: Columns that each layer was measured on.
     """
 
     frame: Tensor | None
     covariances: tuple[Tensor, ...]
-    ridges: tuple[float, ...]
+    variances: tuple[float, ...]
     samples: int
 
 
@@ -70,8 +70,8 @@ def collect(
     found = []
     for candidate in candidates:
         of = [next(measured) for _ in candidate.layers]
-        covariances, ridges = zip(*(each.covariance() for each in of), strict=True)
-        found.append(Statistics(of[0].frame, covariances, ridges, min(each.count for each in of)))
+        covariances, variances = zip(*(each.covariance() for each in of), strict=True)
+        found.append(Statistics(of[0].frame, covariances, variances, min(each.count for each in of)))
     return found
 
 
@@ -121,10 +121,10 @@ class _Sums:
         column = self.column_total / self.count
         numbers = len(column)
         variance = self.column_squares / self.count / numbers - column.square().mean()
-        ridge = RIDGE * max(float(variance), 1e-12)
+        variance = max(float(variance), 1e-12)
         through = (
             torch.eye(numbers).to(centred)
             if self.frame is None
             else self.frame.double() @ self.frame.double().T
         )
-        return centred + ridge * through, ridge
+        return centred + RIDGE * variance * through, variance
