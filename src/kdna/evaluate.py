@@ -41,7 +41,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a trained network, or an exported file, on the validation images of its recipe."""
     import kerneldna as kd
-    from kerneldna.deploy.export import runtime_of
+    from kerneldna.deploy.opened_file import runtime_of
     from kerneldna.recipes.recipe import load_recipe
     from kerneldna.training.evaluate import evaluate
     from kerneldna.training.run_folder import RunFolder

@@ -12,7 +12,9 @@ from kdna.terminal import say
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A timm network, a run folder, or a model folder.")],
+    model: Annotated[
+        str, typer.Argument(help="A timm network, a run folder, a model folder, or an exported file.")
+    ],
     method: Annotated[
         str | None, typer.Option(help="Show what this method would change in a timm network.")
     ] = None,
@@ -28,12 +30,22 @@ def inspect(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Open a folder whose weights hold NaN or infinity too.")
     ] = False,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Runtime of an exported file. Default: by its suffix; a .pt2 file needs it."),
+    ] = None,
 ) -> dict[str, Any]:
-    """Print which layers are parents and which are children, and parameters, bytes and multiply-accumulates before and after."""
+    """Print which layers are parents and which are children, and parameters, bytes and multiply-accumulates before and after.
+
+    Of a trained network also its classes, and what images become before it sees them; of an exported file what it says of
+    itself. No code in the file runs.
+    """
     import kerneldna as kd
     from kerneldna.recipes.recipe import read_value
     from kerneldna.training.opened_run import OpenedRun
 
+    if Path(model).is_file():
+        return _inspect_file(Path(model), runtime)
     options = {key: read_value(value) for key, _, value in (item.partition("=") for item in set_ or [])}
     if budget is not None:
         options["budget"] = budget
@@ -47,6 +59,7 @@ def inspect(
         say(str(plan))
     if plan is None or described.part or described.fused:
         say(str(described))
+    trained = _print_training(network)
     size = described.size
     layers = [la for stage in plan.stages for block in stage.blocks for la in block.layers] if plan else []
     return {
@@ -63,4 +76,32 @@ def inspect(
             if layer.parent
         },
         "unused": [asdict(group) for group in plan.unused] if plan else [],
+        **trained,
     }
+
+
+def _inspect_file(path: Path, runtime: str | None) -> dict[str, Any]:
+    from kerneldna.deploy.opened_file import read_facts
+
+    name, facts, size = read_facts(path, runtime)
+    say(f"{path}: {name}, {size:,} bytes")
+    width = max(map(len, facts), default=0)
+    for key, text in facts.items():
+        say(f"  {key:<{width}}  {text if len(text) <= 100 else text[:97] + '...'}")
+    return {"model": str(path), "runtime": name, "bytes": size, "facts": facts}
+
+
+def _print_training(network: Any) -> dict[str, Any]:
+    """Print what was noted in training, and return it; nothing of a network that no recipe trained."""
+    from kerneldna.conversion.convert import classes_of
+    from kerneldna.data.classes import listed
+    from kerneldna.data.preprocessing import preprocessing_of
+
+    found: dict[str, Any] = {}
+    if classes := classes_of(network):
+        say(f"classes: {listed(classes)}")
+        found["classes"] = list(classes)
+    if how := preprocessing_of(network):
+        say(f"images: {how}")
+        found["preprocessing"] = how.to_dict()
+    return found

@@ -43,7 +43,7 @@ def test_every_runtime_keeps_them(trained, tmp_path, runtime):
         "label_names": '["a", "b", "c", "d"]', "input_size": "[3, 16, 16]", "mean": "[0.5, 0.4, 0.3]",
         "std": "[0.2, 0.3, 0.4]", "interpolation": "bicubic", "crop_pct": "0.8", "crop_mode": "center", "resize": "20",
         "value_range": "[0.0, 1.0]", "channel_order": "RGB",
-        "kerneldna.method": "kerneldna", "kerneldna.version": version("kerneldna"),
+        "method": "kerneldna", "kerneldna": version("kerneldna"),
     }  # fmt: skip
     assert {key: facts[key] for key in expected} == expected
 

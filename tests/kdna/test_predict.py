@@ -154,7 +154,7 @@ def test_another_model(run, detector, noise, tmp_path):
         tmp_path / "other", tmp_path / "a.png", "--out", tmp_path / "out"
     )  # a model folder in the place of a run
     failed = call(run, tmp_path / "a.png", "--model", tmp_path / "a.png", code=1)
-    assert "is a file; give a model folder" in failed.stderr
+    assert "no runtime's files end in '.png'" in failed.stderr
 
 
 def test_detect_gives_what_the_detector_finds_above_the_threshold(detector, noise):
@@ -202,7 +202,7 @@ def test_a_bar_is_shown_for_several_images_alone(detector, photos, tmp_path, cap
         (["{run}", "{run}"], "folders that hold files ending in .jpg"),
         (["{run}", "{photos}", "--out", "{photos}"], "where its drawing would replace it"),
         (["{run}", "{photos}", "--device", "gpu7"], "gpu7"),
-        (["{classifier}", "{photos}"], "which is no detector; expected one of create_detector"),
+        (["{classifier}", "{photos}"], "the network does not say what images become"),
         (["/nowhere", "{photos}"], "no config.json"),
     ],
 )

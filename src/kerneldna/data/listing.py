@@ -98,6 +98,34 @@ def list_images(folders: Sequence[Path], passed: PassedOver) -> list[list[str]]:
     return [sorted(paths, key=os.path.split) for paths in found]
 
 
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Return files as they are, folders as the images in them, sorted by name; each file once.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or no image in any.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"no file or folder '{path}'; give images, or folders of images")
+        if not path.is_dir():
+            found.setdefault(path.resolve(), path)
+            continue
+        passed = PassedOver()
+        for file in sorted(path.iterdir()):
+            if reason := "sub-folder" if file.is_dir() else why_not(file):
+                passed.add(reason, file.name)
+            else:
+                found.setdefault(file.resolve(), file)
+        passed.log(path)
+    if not found:
+        raise FileNotFoundError(
+            f"no image in {', '.join(map(repr, map(str, paths))) or 'an empty list'}; give files, or folders that hold files "
+            f"ending in {', '.join(ENDINGS)}"
+        )
+    return list(found.values())
+
+
 def _identity(path: str | Path) -> tuple[int, int]:
     status = Path(path).stat()
     return status.st_dev, status.st_ino

@@ -63,6 +63,14 @@ class Preprocessing:
                 f"{list(self.input_size)}, {list(self.value_range)}, {list(self.std)}"
             )
 
+    def __str__(self) -> str:
+        height, width = self.input_size[1:]
+        levels = [", ".join(f"{level:g}" for level in each) for each in (self.mean, self.std)]
+        return (
+            f"shorter side to {self.resize} px ({self.interpolation}), centre {width} x {height} px of it, pixels 0-1 minus "
+            f"({levels[0]}) over ({levels[1]}), {self.channel_order}"
+        )
+
     @classmethod
     def cropped(cls, side: int, *, crop_pct: float, **others: Any) -> Preprocessing:
         """Return what resizes images so that a square of `side` pixels is `crop_pct` of their shorter side."""

@@ -19,7 +19,7 @@ from kerneldna.deploy import detector_export
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.facts import facts_of
 from kerneldna.deploy.fuse import fused_copy
-from kerneldna.deploy.opened_file import opened
+from kerneldna.deploy.opened_file import opened, runtime_of
 from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.settled import settled_mode, settled_way
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels
@@ -127,7 +127,7 @@ def export(
         asked = replace(asked, calibrate=detector_export.BackboneBatches(calibrate, _size(shown)))
     settled = settled_mode(network, mode), settled_way(network, prefer)
     fused, shared = _fused(network, *settled, calibrate, None if whole else shown[:2], progress=progress)
-    facts = facts_of(model, size=None if whole else _size(shown), whole=part is None)
+    facts = facts_of(model, size=None if whole else _size(shown), batch=batch, whole=part is None)
     asked = replace(asked, shared=shared, facts=facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -182,33 +182,6 @@ def load_exported(
     target: type[Runtime] = runtimes.get(runtime or runtime_of(path))
     require(target)
     return opened(target, path, threads=threads, precision=precision)
-
-
-def runtime_of(path: str | Path, *, option: str = "runtime=") -> str:
-    """Return the name of the runtime that writes files with this ending.
-
-    Args:
-        path: The file.
-        option: How the runtime is said where one has to be, for the message.
-
-    Raises:
-        ValueError: If none does, or several do.
-    """
-    suffix = Path(path).suffix
-    endings: dict[str, list[str]] = {}
-    for name in runtimes.names():
-        endings.setdefault(runtimes.get(name).suffix, []).append(name)
-    if suffix not in endings:
-        raise ValueError(
-            f"no runtime's files end in {suffix!r}; expected one of {', '.join(sorted(endings))}"
-        )
-    names = endings[suffix]
-    if len(names) > 1:
-        raise ValueError(
-            f"{suffix} files are written by {' and '.join(names)}; say by which this one was, with {option}{names[0]} or "
-            f"{option}{names[1]}. Such a file runs code when it is opened: open it only if you trust it"
-        )
-    return names[0]
 
 
 def _shown(

@@ -4,8 +4,10 @@ label_names          the classes in the order of the outputs, a JSON list
 input_size           [3, 128, 128]: channels, height and width of an image
 mean, std, ...       what an image becomes before the network sees it (`kerneldna.data.preprocessing`)
 architecture         the backbone's timm name
-kerneldna.method     the method that it was converted with; "none" for a plain network
-kerneldna.version    of the library that wrote the file
+outputs              "logits" of a classifier; "boxes, labels, scores, masks" of a whole detector
+batch                the batch size, where it is fixed
+method               the method that it was converted with; "none" for a plain network
+kerneldna            of the library that wrote the file
 
 The first three are named as timm's `pretrained_cfg` names them.
 """
@@ -27,17 +29,20 @@ LABELS = "label_names"
 LABELS_BEFORE = "kerneldna.classes"  # what 0.1 files call them
 
 
-def facts_of(model: nn.Module, *, size: InputSize | None, whole: bool = True) -> dict[str, str]:
+def facts_of(
+    model: nn.Module, *, size: InputSize | None, batch: int | None = None, whole: bool = True
+) -> dict[str, str]:
     """Return what a file is to say of the network in it.
 
     Args:
         model: A network or a detector.
         size: `(C, H, W)` of an image that the file takes; None where it takes any.
+        batch: The batch size, where it is fixed.
         whole: Whether the file holds all of it, and so gives classes.
     """
     state = state_of(network_of(model))
     method = (state.get("plan") or {}).get("method", "none")
-    facts = {"kerneldna.version": version("kerneldna"), "kerneldna.method": method}
+    facts = {"kerneldna": version("kerneldna"), "method": method}
     if name := (state.get("created") or {}).get("name"):
         facts["architecture"] = name
     if size is not None:
@@ -45,6 +50,10 @@ def facts_of(model: nn.Module, *, size: InputSize | None, whole: bool = True) ->
         how = preprocessing_of(model)
         if how is not None and whole and size[0] == 3:
             facts |= how.at(*size[1:]).facts()
+    if batch is not None:
+        facts["batch"] = str(batch)
+    if whole:
+        facts["outputs"] = ", ".join(_outputs(state_of(model).get("detector")))
     classes = classes_of(model) if whole else None
     if classes is not None:
         facts[LABELS] = json.dumps(classes)
@@ -68,6 +77,12 @@ def knowing(run: Any, facts: Mapping[str, str]) -> Any:
     run.classes = _names(facts)
     run.preprocessing = Preprocessing.read(facts)
     return run
+
+
+def _outputs(detector: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if detector is None:
+        return ("logits",)
+    return ("boxes", "labels", "scores", "masks")[: 4 if detector["kind"] == "maskrcnn" else 3]
 
 
 def _names(facts: Mapping[str, str]) -> tuple[str, ...] | None:

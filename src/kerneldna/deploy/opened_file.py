@@ -11,9 +11,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from kerneldna.deploy.runtime import Runtime
+from kerneldna.deploy.runtime import Runtime, require
 from kerneldna.deploy.seal import check_seal
 from kerneldna.reading.shown import said
+from kerneldna.reading.text import check_file
+from kerneldna.registry import runtimes
 
 
 def opened(target: type[Runtime], path: Path, *, threads: int | None, precision: str) -> Callable[[Any], Any]:
@@ -61,6 +63,60 @@ def opened(target: type[Runtime], path: Path, *, threads: int | None, precision:
     for name in ("classes", "preprocessing", "facts"):
         setattr(found, name, getattr(run, name, None))
     return found
+
+
+def read_facts(path: Path, runtime: str | None = None) -> tuple[str, dict[str, str], int]:
+    """Return the runtime of an exported file, what the file says of itself, and its bytes; no code in it runs.
+
+    Args:
+        path: The file.
+        runtime: Its runtime; by default the one whose files end like this one.
+
+    Raises:
+        ValueError: If no runtime's files end so, or those of several do and none is given, or the file is damaged.
+        ModuleNotFoundError: If the runtime is not installed.
+    """
+    target: type[Runtime] = runtimes.get(runtime or runtime_of(path, option="runtime="))
+    require(target)
+    check_file(path)
+    check_seal(path)
+    try:
+        facts = target.facts(path)
+    except Exception as error:  # each parser has its own
+        raise ValueError(
+            f"{path} cannot be read by {target.name}: {said(error)}; it is damaged, or no file of this runtime: export the "
+            "network again"
+        ) from error
+    beside = path.with_suffix(".bin") if path.suffix == ".xml" else path
+    own = path.stat().st_size
+    return target.name, facts, own if beside == path else own + beside.stat().st_size
+
+
+def runtime_of(path: str | Path, *, option: str = "runtime=") -> str:
+    """Return the name of the runtime that writes files with this ending.
+
+    Args:
+        path: The file.
+        option: How the runtime is said where one has to be, for the message.
+
+    Raises:
+        ValueError: If none does, or several do.
+    """
+    suffix = Path(path).suffix
+    endings: dict[str, list[str]] = {}
+    for name in runtimes.names():
+        endings.setdefault(runtimes.get(name).suffix, []).append(name)
+    if suffix not in endings:
+        raise ValueError(
+            f"no runtime's files end in {suffix!r}; expected one of {', '.join(sorted(endings))}"
+        )
+    names = endings[suffix]
+    if len(names) > 1:
+        raise ValueError(
+            f"{suffix} files are written by {' and '.join(names)}; say by which this one was, with {option}{names[0]} or "
+            f"{option}{names[1]}. Such a file runs code when it is opened: open it only if you trust it"
+        )
+    return names[0]
 
 
 @contextmanager

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from kerneldna.data.images import UnreadableImageError, read_image
-from kerneldna.data.listing import ENDINGS, PassedOver, why_not
+from kerneldna.data.listing import find_images
 from kerneldna.detection.detectors import class_names, foreground
 from kerneldna.figures.detections import check_threshold, draw_detections
 from kerneldna.files import atomic, write_json
+from kerneldna.network.surgery import device_of
 from kerneldna.progress import bar
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def predict(
         raise ValueError(
             f"'{source}' is in '{folder}', where its drawing would replace it; give another folder for the drawings"
         )
-    detector.eval().to(_device(device))
+    detector.eval().to(device_of(device))
     listed: list[dict[str, Any]] = []
     unread: list[str] = []
     taken: set[str] = set()
@@ -130,34 +131,6 @@ def detect(detector: nn.Module, image: Image.Image, *, threshold: float = 0.5) -
     found = foreground(_only_above(detector, threshold)([to_tensor(image).to(device)])[0])
     kept = found["scores"] > threshold
     return {name: tensor[kept].cpu() for name, tensor in found.items()}
-
-
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Return files as they are, folders as the images in them, sorted by name; each file once.
-
-    Raises:
-        FileNotFoundError: If there is no such file or folder, or no image in any.
-    """
-    found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"no file or folder '{path}'; give images, or folders of images")
-        if not path.is_dir():
-            found.setdefault(path.resolve(), path)
-            continue
-        passed = PassedOver()
-        for file in sorted(path.iterdir()):
-            if reason := "sub-folder" if file.is_dir() else why_not(file):
-                passed.add(reason, file.name)
-            else:
-                found.setdefault(file.resolve(), file)
-        passed.log(path)
-    if not found:
-        raise FileNotFoundError(
-            f"no image in {', '.join(map(repr, map(str, paths))) or 'an empty list'}; give files, or folders that hold files "
-            f"ending in {', '.join(ENDINGS)}"
-        )
-    return list(found.values())
 
 
 def _check_shape(detector: nn.Module, image: Image.Image, name: str) -> None:
@@ -210,12 +183,3 @@ def _write(file: Path, image: Image.Image) -> None:
             image.save(part, "JPEG", quality=95, subsampling=0)  # halved colours would blur the labels
         else:
             image.save(part, "PNG")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was given and torch sees no CUDA device; give cpu, or auto")
-    return device

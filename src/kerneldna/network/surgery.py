@@ -198,3 +198,17 @@ def bytes_of(model: nn.Module) -> int:
 def parameters_of(model: nn.Module) -> int:
     """Return the number of the network's parameters, each once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device by its name; "auto" is a CUDA device where there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was given and torch sees no CUDA device; give cpu, or auto")
+    return device

@@ -1,0 +1,193 @@
+"""A trained classifier on photos: the likeliest classes of each, as a list and on a contact sheet.
+
+    predict(OpenedRun("runs/photos").network(), ["holiday"], "predictions")
+    predict(kd.load_exported("photos.onnx"), ["cat.jpg"], "predictions")
+
+predictions.json    for each photo its likeliest classes, {"label": "cat", "probability": 0.93}
+sheet.png           the first photos, each with these as bars
+
+What an image becomes before the network sees it is what the network, or the file, says of its training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kerneldna.conversion.convert import classes_of
+from kerneldna.data.images import UnreadableImageError, read_image
+from kerneldna.data.listing import find_images
+from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
+from kerneldna.figures.contact_sheet import Entry, contact_sheet
+from kerneldna.files import atomic, write_json
+from kerneldna.network.surgery import device_of
+from kerneldna.progress import bar
+
+log = logging.getLogger(__name__)
+
+LIST, SHEET = "predictions.json", "sheet.png"
+TOP = 5
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What a classifier takes a photo for.
+
+    Attributes:
+        path: The file.
+        likely: The likeliest classes and their probabilities, 0-1, the likeliest first.
+        expected: The class that its folder is called like, None where it is called otherwise.
+    """
+
+    path: Path
+    likely: tuple[tuple[str, float], ...]
+    expected: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as predictions.json has it."""
+        likely = [{"label": label, "probability": round(share, 6)} for label, share in self.likely]
+        return {"image": str(self.path), "predictions": likely}
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What `predict` did.
+
+    Attributes:
+        folder: Where the list and the sheet are.
+        photos: One for each file that could be read, in order.
+        unread: The files that could not be read.
+    """
+
+    folder: Path
+    photos: tuple[Photo, ...]
+    unread: tuple[str, ...]
+
+    @property
+    def top1(self) -> float | None:
+        """The share of photos whose likeliest class is the name of their folder, where each lies in a folder of a class."""
+        known = [photo.expected for photo in self.photos]
+        if not known or None in known:
+            return None
+        right = sum(photo.likely[0][0] == photo.expected for photo in self.photos)
+        return right / len(known)
+
+
+def predict(
+    network: nn.Module | Callable[[Tensor], Any],
+    images: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    sheet: int = 60,
+    device: str = "auto",
+    progress: bool = True,
+) -> Classified:
+    """Say what is in photos; list it in `predictions.json`, and draw the first photos with it on `sheet.png`.
+
+    Args:
+        network: A classifier that a recipe trained, or the function of an exported file (`kerneldna.load_exported`).
+        images: Files, and folders whose images are taken, by their ending (`kerneldna.data.listing.ENDINGS`).
+        folder: Made if missing.
+        sheet: How many photos the sheet has at most; 0 draws none.
+        device: Of a network; "auto" is a CUDA device where there is one. A file runs on the CPU.
+        progress: Show a progress bar.
+
+    Returns:
+        What was found. An image that cannot be read is named and left out.
+
+    Raises:
+        ValueError: If the network does not say what images become before it sees them, there is no such device, or no image
+            could be read.
+        FileNotFoundError: If a file is missing, or there is no image at all.
+    """
+    how = _preprocessing(network)
+    files, folder = find_images(images), Path(folder)
+    run = _runner(network, device)
+    names = classes_of(network)
+    photos: list[Photo] = []
+    entries: list[Entry] = []
+    unread: list[str] = []
+    for part, shares in _classified(run, how, files, unread, progress=progress):
+        for (file, image), row in zip(part, shares, strict=True):
+            photo = _photo(file, row, names)
+            photos.append(photo)
+            if len(entries) < sheet:
+                right = None if photo.expected is None else photo.likely[0][0] == photo.expected
+                image.thumbnail((512, 512))
+                entries.append(Entry(image, file.name, photo.likely, right))
+    if not photos:
+        raise ValueError(
+            f"none of the images can be read: {', '.join(unread)}; give files that a viewer opens"
+        )
+    write_json(folder / LIST, [photo.to_dict() for photo in photos])
+    if entries:
+        with atomic(folder / SHEET) as part:
+            contact_sheet(entries).save(part, "PNG")
+    return Classified(folder, tuple(photos), tuple(unread))
+
+
+def _preprocessing(network: Any) -> Preprocessing:
+    if (how := preprocessing_of(network)) is not None:
+        return how
+    raise ValueError(
+        "the network does not say what images become before it sees them: no recipe trained it, or it is a file of an earlier "
+        "version; give the run folder of a training, or export it again"
+    )
+
+
+def _runner(network: Any, device: str) -> Callable[[Tensor], Tensor]:
+    """Return a function from a batch of images to logits, both on the CPU."""
+    if not isinstance(network, nn.Module):
+        return network
+    place = device_of(device)
+    moved = network.eval().to(place)
+    return lambda images: moved(images.to(place)).float().cpu()
+
+
+@torch.inference_mode()
+def _classified(
+    run: Callable[[Tensor], Tensor],
+    how: Preprocessing,
+    files: Sequence[Path],
+    unread: list[str],
+    *,
+    progress: bool,
+) -> Iterator[tuple[list[tuple[Path, Image.Image]], Tensor]]:
+    """Yield photos with their probabilities, `(B, classes)`, batch by batch; those that cannot be read are added to `unread`."""
+    transform, size = how.transform(), _batch_size(run)
+    for start in bar(range(0, len(files), size or BATCH), text="predict", on=progress and len(files) > BATCH):
+        part: list[tuple[Path, Image.Image]] = []
+        for file in files[start : start + (size or BATCH)]:
+            try:
+                part.append((file, read_image(file)))
+            except UnreadableImageError as error:
+                log.warning("skipped image %s, which cannot be read (%s)", file, error.reason)
+                unread.append(str(file))
+        if part:
+            batch = torch.stack([transform(image) for _, image in part])
+            missing = (size or len(batch)) - len(batch)  # a file of a fixed batch takes no smaller one
+            given = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)]) if missing else batch
+            yield part, run(given)[: len(part)].softmax(1)
+
+
+def _batch_size(run: Any) -> int | None:
+    """Return the batch that a file was exported for; None where it takes any."""
+    fixed = (getattr(run, "facts", None) or {}).get("batch")
+    return int(fixed) if fixed else None
+
+
+def _photo(file: Path, shares: Tensor, names: Sequence[str] | None) -> Photo:
+    values, numbers = shares.topk(min(TOP, len(shares)))
+    known = names or [str(number) for number in range(len(shares))]
+    pairs = zip(numbers.tolist(), values.tolist(), strict=True)
+    likely = tuple((known[int(number)], float(share)) for number, share in pairs)
+    parent = file.resolve().parent.name
+    return Photo(file, likely, parent if parent in (names or ()) else None)

@@ -1,0 +1,191 @@
+"""kdna predict for classifiers, kdna inspect of what it reads, and the same answers by kdna eval and by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning", reason="needs kerneldna[train]")
+pytest.importorskip("onnxruntime", reason="needs kerneldna[export]")
+from PIL import Image
+
+import command_line
+import kerneldna as kd
+from command_line import last_line
+from kerneldna.deploy.facts import knowing
+from kerneldna.training.opened_run import OpenedRun
+from kerneldna.training.predict import predict
+
+call = command_line.call
+NAMES = ("amber", "blue", "green", "pink", "red", "sky")
+HUES = [(220, 160, 40), (30, 40, 220), (40, 200, 40), (230, 120, 180), (210, 40, 40), (90, 170, 235)]
+
+
+def draw(root: Path, count: int, *, seed: int) -> None:
+    """Write noisy photos of one hue, of many sizes and three formats, some of them turned by EXIF."""
+    drawn = np.random.default_rng(seed)
+    for name, hue in zip(NAMES, HUES, strict=True):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            width, height = (int(side) for side in drawn.integers(17, 60, 2))
+            pixels = np.clip(drawn.normal(hue, 90, (height, width, 3)), 0, 255).astype(np.uint8)
+            exif = Image.Exif()
+            exif[0x0112] = (1, 6, 8)[number % 3]
+            Image.fromarray(pixels).save(
+                root / name / f"{number}.{('png', 'jpg', 'webp')[number % 3]}", exif=exif
+            )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    draw(root / "train", 16, seed=0)
+    draw(root / "val", 9, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, photos) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "photos"
+    settings = {
+        "model.width": 0.0625, "data.image_size": 16, "data.batch_size": 16, "data.workers": 0, "schedule.epochs": 3,
+        "augment.crop": "random_resized", "augment.scale": "[0.5, 1.0]", "augment.interpolation": "bicubic",
+        "augment.mean": "[0.5, 0.5, 0.5]",
+    }  # fmt: skip
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    call("train", "resnet18-kerneldna-digits", "--data", photos, "--run", folder, "--no-progress", *words)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def onnx_file(run) -> Path:
+    return Path(last_line(call("export", run, "--no-progress"))["file"])
+
+
+def folders(photos: Path) -> list[Path]:
+    return [photos / "val" / name for name in NAMES]
+
+
+def code_of(page: str) -> str:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?onnxruntime.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return code
+
+
+def test_every_way_gives_the_same_accuracy_and_answers(run, onnx_file, photos, tmp_path):
+    """The run and its file, by kdna eval, by kdna predict, and by the lines of the docs."""
+    ends = {"torch_export": "m.pt2", "openvino": "m.xml"}
+    for runtime, name in ends.items():
+        call("export", run, "--runtime", runtime, "--out", tmp_path / name, "--no-progress")
+    forms = [
+        (run, []),
+        (onnx_file, []),
+        (tmp_path / "m.xml", []),
+        (tmp_path / "m.pt2", ["--runtime", "torch_export"]),
+    ]
+    answers, top1 = [], []
+    for path, words in forms:
+        out = tmp_path / f"out-{path.name}"
+        top1.append(last_line(call("predict", path, *folders(photos), "--out", out, *words))["top1"])
+        model = [] if path == run else ["--model", path]
+        top1.append(last_line(call("eval", run, "--no-progress", *model, *words))["top1"])
+        listed = json.loads((out / "predictions.json").read_text())
+        answers.append([entry["predictions"][0]["label"] for entry in listed])
+    space: dict = {}
+    exec(code_of("photos.md").replace("photos.onnx", onnx_file.as_posix()), space)
+    files = [entry["image"] for entry in listed]
+    answers.append([space["classify"](file) for file in files])
+    top1.append(
+        round(
+            np.mean([Path(file).parent.name == name for file, name in zip(files, answers[-1], strict=True)]),
+            6,
+        )
+    )
+    assert len(files) == 54
+    assert 0.2 < top1[0] < 1  # neither by chance, nor too easy to tell
+    assert top1 == [pytest.approx(top1[0], abs=1e-6)] * 9
+    assert all(each == answers[0] for each in answers)
+
+
+def test_the_list_and_the_sheet(run, photos, tmp_path):
+    (tmp_path / "mixed").mkdir()
+    for name in ("red", "sky"):
+        Image.open(photos / "val" / name / "0.png").save(tmp_path / "mixed" / f"{name}.png")
+    (tmp_path / "mixed" / "broken.png").write_text("no image")
+    shown = call("predict", run, tmp_path / "mixed", "--out", tmp_path / "out", "--no-progress")
+    done = last_line(shown)
+    assert (done["images"], done["unread"]) == (2, [str(tmp_path / "mixed" / "broken.png")])
+    assert "top1" not in done  # the folder is called like no class
+    for entry in json.loads((tmp_path / "out/predictions.json").read_text()):
+        shares = [each["probability"] for each in entry["predictions"]]
+        assert len(shares) == 5
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1.00001
+        assert Path(entry["image"]).name in shown.stdout
+    with Image.open(tmp_path / "out/sheet.png") as sheet:
+        assert sheet.mode == "RGB"
+        assert sheet.width > 2 * 200
+    call("predict", run, tmp_path / "mixed/red.png", "--out", tmp_path / "none", "--sheet", 0)
+    assert not (tmp_path / "none/sheet.png").exists()
+
+
+def test_a_file_of_a_fixed_batch(run, photos, tmp_path):
+    call("export", run, "--out", tmp_path / "four.onnx", "--batch", 4, "--no-progress")
+    words = [photos / "val/red", "--no-progress"]
+    fixed = call("predict", tmp_path / "four.onnx", *words, "--out", tmp_path / "a")
+    call("predict", run, *words, "--out", tmp_path / "b")
+    listed = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in "ab"]
+    assert last_line(fixed)["images"] == 9
+    assert [[each["label"] for each in entry["predictions"]] for entry in listed[0]] == [
+        [each["label"] for each in entry["predictions"]] for entry in listed[1]
+    ]
+
+
+def test_inspect_says_the_same_of_every_form(run, onnx_file, tmp_path):
+    whole = last_line(call("inspect", run))
+    assert whole["classes"] == list(NAMES)
+    assert (whole["preprocessing"]["resize"], whole["preprocessing"]["mean"]) == (18, [0.5, 0.5, 0.5])
+    assert last_line(call("inspect", run / "model"))["preprocessing"] == whole["preprocessing"]
+    shown = call("inspect", run)
+    assert "images: shorter side to 18 px (bicubic), centre 16 x 16 px of it" in shown.stdout
+    assert "multiply-accumulates for one 3x16x16 image" in shown.stdout
+    for runtime, name in {"onnx": onnx_file, "openvino": "m.xml", "torch_export": "m.pt2"}.items():
+        path = tmp_path / name
+        if not path.exists():
+            call("export", run, "--runtime", runtime, "--out", path, "--no-progress")
+        words = ["--runtime", runtime] if path.suffix == ".pt2" else []
+        shown = call("inspect", path, *words)
+        facts = last_line(shown)["facts"]
+        assert json.loads(facts["label_names"]) == list(NAMES)
+        assert facts["architecture"] == "resnet18"
+        assert {key: facts[key] for key in ("resize", "interpolation", "mean")} == {
+            "resize": "18", "interpolation": "bicubic", "mean": "[0.5, 0.5, 0.5]",
+        }  # fmt: skip
+        assert "label_names" in shown.stdout
+    assert "--runtime aot_inductor or --runtime torch_export" in call("inspect", path, code=1).stderr.replace(
+        "\n", " "
+    )
+
+
+def test_a_network_without_facts_is_refused(tmp_path, photos, run):
+    kd.save(kd.create_model("mobilenetv2_050", width=0.5), tmp_path / "model")
+    refused = call("predict", tmp_path / "model", photos / "val/red", code=1).stderr.replace("\n", " ")
+    assert "does not say what images become before it sees them" in refused
+    nowhere = partial(predict, OpenedRun(run).network(), folder=tmp_path / "out")
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(ValueError, match="none of the images can be read"):
+        nowhere([tmp_path / "bad.png"])
+    with pytest.raises(ValueError, match=r"metadata label_names are damaged \(expected a list\)"):
+        knowing(lambda images: images, {"label_names": "3"})
+
+
+def test_damaged_files_are_named_by_inspect(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"nothing")
+    assert "cannot be read by onnx" in call("inspect", tmp_path / "m.onnx", code=1).stderr
+    (tmp_path / "m.gif").write_bytes(b"nothing")
+    assert "no runtime's files end in '.gif'" in call("inspect", tmp_path / "m.gif", code=1).stderr
