@@ -15,6 +15,7 @@ from kerneldna.layers.attention import Gate
 from kerneldna.layers.child import Child, ChildConv2d, ChildLinear
 from kerneldna.layers.dynamic import ConvOrLinear
 from kerneldna.layers.lookahead import stage_gates
+from kerneldna.layers.standardised import STANDARDISED, ChildStdConv2d
 from kerneldna.network import surgery, survey
 
 AUTO = "auto"
@@ -71,7 +72,8 @@ class Adapters:
             **self.modulation,
         }
         if isinstance(replaced, nn.Conv2d) and isinstance(parent, nn.Conv2d):
-            child = ChildConv2d(name, parent, replaced, **options)
+            kind = ChildStdConv2d if isinstance(replaced, STANDARDISED) else ChildConv2d
+            child = kind(name, parent, replaced, **options)
         elif isinstance(replaced, nn.Linear) and isinstance(parent, nn.Linear):
             child = ChildLinear(name, parent, replaced, **options)
         else:

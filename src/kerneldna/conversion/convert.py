@@ -71,7 +71,7 @@ def plan(
     skeleton = surgery.skeleton(model)
     size = input_size or input_size_of(model)
     # of the network itself: hooks on tensors are not copied
-    traced = replace(surgery.trace(skeleton, size), irreplaceable=irreplaceable(model))
+    traced = replace(surgery.trace(skeleton, size), irreplaceable=irreplaceable(model, known=_known(method)))
     counted = counted_on or size
     before = size_of(skeleton, skeleton, counted, macs=traced.macs if counted == size else None)
     laid = method.lay_out(skeleton, traced, input_size=size)
@@ -272,7 +272,13 @@ def _rehearse(model: nn.Module, skeleton: nn.Module, method: Method, laid: Plan)
     before = list(skeleton.modules())  # alive, so that each keeps its id
     method.apply_(skeleton, laid)
     left = {id(module) for module in skeleton.modules()}
-    reasons = irreplaceable(model)
+    known = _known(method)
+    reasons = irreplaceable(model, known=known)
     for name in (names[id(module)] for module in before if id(module) not in left):
-        if reason := reasons.get(name) or why_irreplaceable(surgery.get(model, name)):
+        if reason := reasons.get(name) or why_irreplaceable(surgery.get(model, name), known=known):
             raise ValueError(f"the plan replaces {name!r}, but {reason}; take that off first, or plan anew")
+
+
+def _known(method: Method) -> tuple[type[nn.Module], ...]:
+    """Return the classes of convolution that a method serves though they have a forward of their own."""
+    return getattr(method, "serves", ())

@@ -49,6 +49,8 @@ def shared_kernels(
 ) -> tuple[SharedKernel, ...]:
     """Return the kernels that `fused` has several copies of, where factors are smaller than a copy.
 
+    A kernel that a child standardises is no product of its parent's and factors: the file has it as its own.
+
     Args:
         model: The network as it was trained.
         fused: Its copy after `fuse_`.
@@ -61,8 +63,10 @@ def shared_kernels(
         parent: Any = surgery.get(model, family.parent)
         kernel: Tensor = parent.weight.detach()
         users, mixes = {}, {}
-        for name in (family.parent, *family.children):
-            layer: Any = surgery.get(model, name)
+        layers: dict[str, Any] = {name: surgery.get(model, name) for name in family.children}
+        derived = [name for name, child in layers.items() if not isinstance(child, Child) or child.product]
+        for name in (family.parent, *derived) if derived else ():
+            layer = layers.get(name, parent)
             inner = _inner(fused, name)
             own: list[Tensor] = []
             mixing: list[Tensor] = []
@@ -76,7 +80,8 @@ def shared_kernels(
             ):  # else its own kernel is the smaller thing to store
                 users[f"{inner}.weight"] = tuple(own)
                 mixes |= {f"{inner}.weight": tuple(mixing)} if mixing else {}
-        found.append(SharedKernel(family.parent, kernel, users, mixes))
+        if derived:
+            found.append(SharedKernel(family.parent, kernel, users, mixes))
     return (*found, *_bases(model, fused, norms))
 
 

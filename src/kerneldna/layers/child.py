@@ -57,6 +57,7 @@ class Child(Borrower, StandIn, Generic[Layer]):
 
     _part: ClassVar[str]  # the name of the plain layer in what a gated child is fused to
     kept: ClassVar[tuple[str, ...]] = ("bias",)  # parameters that are those of the layer it stands in for
+    product: ClassVar[bool] = True  # whether its kernel is the parent's, mixed, times `factors`
     _parent: nn.Conv2d | nn.Linear
     spatial: nn.Parameter | None
     filter: nn.Parameter | None

@@ -22,6 +22,7 @@ from kerneldna.conversion.unused import ALONE, unused_groups, which_were_skipped
 from kerneldna.layers.attention import NORMS, Gate
 from kerneldna.layers.lookahead import watch_passes_
 from kerneldna.layers.modulation import MODULATIONS
+from kerneldna.layers.standardised import STANDARDISED
 from kerneldna.network import surgery
 from kerneldna.network.scope import Entries, layers_in, named
 from kerneldna.network.surgery import InputSize
@@ -73,6 +74,7 @@ class KernelDNA:
     """
 
     name: ClassVar[str] = "kerneldna"
+    serves: ClassVar[tuple[type[nn.Module], ...]] = STANDARDISED
 
     patterns: Mapping[str, str] | None = None
     eligible: str | Sequence[str] | None = None

@@ -42,15 +42,20 @@ _HOOKS = {
 }
 
 
-def irreplaceable(model: nn.Module) -> dict[str, str]:
-    """Return the convolutions and Linears of `model` that nothing can stand in for, by qualified name, each with the reason."""
+def irreplaceable(model: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) -> dict[str, str]:
+    """Return the convolutions and Linears of `model` that nothing can stand in for, by qualified name, each with the reason.
+
+    Args:
+        model: Any network.
+        known: As for `why_irreplaceable`.
+    """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
             continue
-        reason = why_irreplaceable(module)
+        reason = why_irreplaceable(module, known=known)
         if not reason and places[id(module)] > 1:
             reason = f"it stands in {places[id(module)]} places of the network"
         if not reason and owners[id(module.weight)] > 1:
@@ -65,7 +70,7 @@ def why_irreplaceable(module: nn.Module, *, known: tuple[type[nn.Module], ...] =
 
     Args:
         module: A convolution or Linear; of another module, only what was put on it alone is looked at.
-        known: Classes whose own code the caller knows, beside torch's convolution and Linear.
+        known: Classes whose own code, and gain, the caller knows, beside torch's convolution and Linear.
     """
     if not isinstance(module, (nn.Conv2d, nn.Linear)):
         return own_code(module) or _hooked(module)
@@ -73,7 +78,7 @@ def why_irreplaceable(module: nn.Module, *, known: tuple[type[nn.Module], ...] =
         return reason
     if own := overridden(module, (*known, nn.Conv2d, nn.Linear)):
         return f"{type(module).__name__} has a {own} of its own"
-    return own_code(module) or _hooked(module) or _holds_more(module) or _odd_weight(module)
+    return own_code(module) or _hooked(module) or _holds_more(module, known) or _odd_weight(module)
 
 
 def overridden(module: nn.Module, bases: tuple[type[nn.Module], ...]) -> str:
@@ -123,11 +128,10 @@ def _hooked(module: nn.Module) -> str:
     return f"it carries {found[0]}, which would be lost" if found else ""
 
 
-def _holds_more(layer: nn.Module) -> str:
+def _holds_more(layer: nn.Module, known: tuple[type[nn.Module], ...]) -> str:
+    own = ("weight", "bias", "gain") if isinstance(layer, known) else ("weight", "bias")
     parameters = [name for name, p in layer._parameters.items() if p is not None]
-    more = [
-        name for name in (*parameters, *layer._buffers, *layer._modules) if name not in ("weight", "bias")
-    ]
+    more = [name for name in (*parameters, *layer._buffers, *layer._modules) if name not in own]
     return f"it holds more than a weight and a bias ({', '.join(more)})" if more else ""
 
 
