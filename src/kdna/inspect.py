@@ -69,6 +69,7 @@ def inspect(
         "parameters": size.parameters,
         "stored_bytes": size.stored_bytes,
         "macs": size.macs,
+        "macs_one_conv": size.macs_one_conv,
         "before": plan and asdict(plan.before),
         "children": {
             layer.name: {"parent": layer.parent, "saves": layer.saves, "saves_bytes": layer.saves_bytes}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import kerneldna as kd
+from command_line import call, last_line
 from kerneldna.checkpoint.folder import CONFIG
 from kerneldna.conversion.convert import state_of
 from kerneldna.deploy import prepare
@@ -106,7 +107,7 @@ def test_the_way_asked_of_a_fused_network(way, tmp_path):
     kd.fuse_(model, prefer=way)
     assert settled_way(model, None) == settled_way(model, way) == way
     assert prepare.fused(model, prefer=way) is model
-    for call in (
+    for take in (
         lambda: prepare.fused(model, prefer=other),
         lambda: kd.export(model, tmp_path / "m.onnx", prefer=other),
         lambda: kd.speed_up(model, torch.randn(1, *SIZE), prefer=other),
@@ -114,7 +115,7 @@ def test_the_way_asked_of_a_fused_network(way, tmp_path):
         with pytest.raises(
             ValueError, match=f"prefer='{other}' was asked for, .* fused already, with prefer='{way}'; give"
         ):
-            call()
+            take()
     same = kd.fuse_(network(GROUPS["one"]), prefer=way)
     assert settled_way(same, other) == other
 
@@ -141,3 +142,26 @@ def test_speed_up_runs_the_way_asked_for():
     for prefer in (None, "macs", "one_conv"):
         fast = kd.speed_up(model, images, prefer=prefer, compile=False, rounds=1, progress=False)
         torch.testing.assert_close(fast(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_commands_take_the_way_and_name_both_numbers(tmp_path):
+    model = kd.create_model(
+        "resnet18", method="sharedbasis", options={"share": 0.2}, num_classes=4, width=0.125
+    )
+    kd.save(model.eval(), tmp_path / "model")
+
+    def run(*words):
+        return last_line(call(*words))
+
+    inspected = run("inspect", tmp_path / "model")
+    assert inspected["macs"] < inspected["macs_one_conv"] == inspected["before"]["macs"]
+    fused = run(
+        "fuse", tmp_path / "model", "--prefer", "one_conv", "--no-evaluate", "--out", tmp_path / "fused"
+    )
+    assert fused["prefer"] == "one_conv"
+    assert run("inspect", tmp_path / "fused")["macs"] == inspected["before"]["macs"]
+    refused = " ".join(call("export", tmp_path / "fused", "--prefer", "macs", code=1).output.split())
+    assert "--prefer macs was asked for, and this network is fused already, with --prefer one_conv" in refused
+    assert "leave --prefer out" in refused
+    unknown = call("fuse", tmp_path / "model", "--prefer", "mac", "--no-evaluate", code=1).output
+    assert "unknown way to run (--prefer) 'mac'; did you mean 'macs'" in " ".join(unknown.split())
