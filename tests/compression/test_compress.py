@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import kerneldna as kd
+from kerneldna.compression import measure as measuring
+from kerneldna.compression import passes
 from kerneldna.compression.compress import carried_out
 from kerneldna.compression.damage import damage, damage_of
 from kerneldna.compression.images import answers
 from kerneldna.compression.measure import Measured, measure
 from kerneldna.compression.plan import planned
+from kerneldna.compression.refine import refine_
 from kerneldna.layers.basis import Mixed
 from kerneldna.registry import methods
 
@@ -54,6 +57,14 @@ def test_refinement_brings_answers_nearer_on_images_not_seen(measured: Measured,
     refined = carried_out(measured, laid, progress=False)
     first, second = (moved(measured.model, each, unseen) for each in (fitted, refined))
     assert second < 0.8 * first < 0.8
+
+
+def test_refining_again_starts_from_the_original(measured: Measured, unseen: Tensor):
+    laid = planned(measured, budget=0.55)
+    small = carried_out(measured, laid, progress=False)
+    first = moved(measured.model, small, unseen)
+    refine_(measured.model, small, measured.images, progress=False)
+    assert moved(measured.model, small, unseen) < 1.1 * first
 
 
 def test_the_fit_is_nearer_than_the_kernels_alone(measured: Measured, unseen: Tensor):
@@ -217,3 +228,50 @@ def test_few_images_are_warned_of(trained, seen):
         UserWarning, match=r"condition number of their covariance is \d.*Give \d+ images or more"
     ):
         kd.plan_compression(trained, seen[:4], budget=0.6, progress=False)
+
+
+class StoppedError(Exception):
+    """Stands for a run that is stopped."""
+
+
+def test_a_stopped_measurement_goes_on(trained, seen, tmp_path, monkeypatch):
+    names, done = ["stage2.*"], []
+
+    def stop(*args: object) -> float:
+        done.append(args)
+        if len(done) == 2:
+            raise StoppedError
+        return 3.0
+
+    monkeypatch.setattr(measuring, "_scale", stop)
+    with pytest.raises(StoppedError):
+        measure(trained, seen, layers=names, cache=tmp_path, progress=False)
+    monkeypatch.setattr(
+        passes, "collect", lambda *args, **_: pytest.fail("what was measured is measured again")
+    )
+    monkeypatch.setattr(
+        measuring, "row_weights", lambda *args, **_: pytest.fail("weights are measured again")
+    )
+    again = measure(trained, seen, layers=names, cache=tmp_path, progress=False)
+    assert again.scales == (3.0,) * len(again.candidates)
+    assert len(done) == 1 + len(again.candidates)
+    monkeypatch.undo()
+    plain = measure(trained, seen, layers=names, progress=False)
+    for kept, fresh in zip(again.shared, plain.shared, strict=True):
+        torch.testing.assert_close(kept.errors, fresh.errors)
+
+
+def test_what_other_images_gave_is_not_taken(trained, seen, tmp_path):
+    first, second = (
+        measure(trained, x, layers="neck", cache=tmp_path, progress=False) for x in (seen, seen + 0.1)
+    )
+    assert not torch.equal(first.shared[0].errors, second.shared[0].errors)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_file_is_measured_again(trained, seen, tmp_path):
+    first = measure(trained, seen, layers="neck", cache=tmp_path, progress=False)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-5])
+    second = measure(trained, seen, layers="neck", cache=tmp_path, progress=False)
+    torch.testing.assert_close(first.shared[0].errors, second.shared[0].errors)

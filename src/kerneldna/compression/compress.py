@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ def compress(
     kinds: Sequence[str] = KINDS,
     classifier: bool = False,
     limit: int = IMAGES,
+    cache: str | Path | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Return a smaller copy of a trained network whose answers are nearly the same. No labels are needed.
@@ -53,6 +55,7 @@ def compress(
         kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
         classifier: Whether the last Linear may change too.
         limit: How many images are looked at, at most.
+        cache: A folder to keep what is measured in: the same call, stopped and begun again, goes on from there.
         progress: Show progress bars, and print the plan.
 
     Raises:
@@ -64,7 +67,14 @@ def compress(
         >>> small = kd.compress(model, images, budget=0.5)  # doctest: +SKIP
     """
     measured = measure(
-        model, images, layers=layers, kinds=kinds, classifier=classifier, limit=limit, progress=progress
+        model,
+        images,
+        layers=layers,
+        kinds=kinds,
+        classifier=classifier,
+        limit=limit,
+        cache=cache,
+        progress=progress,
     )
     laid = planned(measured, budget=budget, of=of)
     if progress:

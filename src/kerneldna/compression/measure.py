@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from kerneldna.compression.cache import Cache
 from kerneldna.compression.candidates import Candidate, find_candidates
 from kerneldna.compression.damage import damage_of, variances
 from kerneldna.compression.fit import Spectrum, spectrum
 from kerneldna.compression.images import Images, answers, gathered, spread
 from kerneldna.compression.importance import row_weights, weights_of
-from kerneldna.compression.statistics import POSITIONS, Statistics, collect, kernels_of
+from kerneldna.compression.passes import in_passes
+from kerneldna.compression.statistics import Statistics, kernels_of
 from kerneldna.conversion.convert import network_of, state_of
 from kerneldna.layers.marks import Borrower
 from kerneldna.network import surgery
@@ -30,7 +32,6 @@ IMAGES = 256
 DAMAGE_IMAGES = 32
 WEIGHT_IMAGES = 64
 TRIED = 0.5  # the share of a set's parameters at which its damage is measured
-AT_ONCE = 2 * 2**30  # bytes of covariances that are summed up in one pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ def measure(
     kinds: Sequence[str] = KINDS,
     classifier: bool = False,
     limit: int = IMAGES,
+    cache: str | Path | None = None,
     progress: bool = True,
 ) -> Measured:
     """Measure a network for compression. No labels are needed; the network is not changed.
@@ -83,6 +85,7 @@ def measure(
         kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
         classifier: Whether the last Linear may change too.
         limit: How many images are looked at, at most.
+        cache: A folder to keep what is measured in: the same call, stopped and begun again, goes on from there.
         progress: Show progress bars.
 
     Raises:
@@ -111,25 +114,28 @@ def measure(
     tried = spread(x, DAMAGE_IMAGES)
     expected = answers(model, tried)
     names = [name for candidate in found for name in candidate.layers]
-    matters = row_weights(
-        model, spread(x, WEIGHT_IMAGES), names, variances=variances(expected), progress=progress
-    )
-    shared, own = [], []
-    for pack in _packs(found):
-        measured = collect(model, x, pack, progress=progress)
-        _warn_of_few(pack, measured, len(x))
-        for candidate, statistics in bar(
-            list(zip(pack, measured, strict=True)), text="Fitting bases of every size", on=progress
-        ):
-            together, alone = _spectra(model, candidate, statistics, matters)
-            shared.append(together)
-            own.append(alone)
-    scales = [
-        _scale(model, tried, candidate, together, expected)
-        for candidate, together in bar(
-            list(zip(found, shared, strict=True)), text="Replacing one set at a time", on=progress
+    store = Cache(cache, model, x)
+    matters = store.get("weights", names)
+    if matters is None:
+        matters = row_weights(
+            model, spread(x, WEIGHT_IMAGES), names, variances=variances(expected), progress=progress
         )
-    ]
+        store.put("weights", names, matters)
+    device = next(model.parameters()).device
+    matters = {name: weight.to(device) for name, weight in matters.items()}
+    shared, own, scales = [], [], []
+    measured = in_passes(model, x, found, cache=store, progress=progress)
+    counted = bar(found, text="Fitting and trying bases", on=progress)
+    for candidate, statistics in zip(counted, measured, strict=True):
+        together, alone = _spectra(model, candidate, statistics, matters)
+        shared.append(together)
+        own.append(alone)
+        kept = store.get("scale", candidate.layers)
+        if kept is None:
+            real = _scale(model, tried, candidate, together, expected)
+            kept = {"scale": torch.tensor(real, dtype=torch.float64)}
+            store.put("scale", candidate.layers, kept)
+        scales.append(float(kept["scale"]))
     return Measured(model, x, traced, found, tuple(shared), tuple(own), tuple(scales), skipped)
 
 
@@ -155,19 +161,6 @@ def _check(model: nn.Module, kinds: Sequence[str]) -> None:
         )
 
 
-def _packs(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    packs: list[list[Candidate]] = []
-    room = 0
-    for candidate in candidates:
-        size = len(candidate.layers) * candidate.frame**2 * 8
-        if size > room:
-            packs.append([])
-            room = AT_ONCE
-        packs[-1].append(candidate)
-        room -= size
-    return packs
-
-
 def _spectra(
     model: nn.Module, candidate: Candidate, statistics: Statistics, matters: dict[str, Tensor]
 ) -> tuple[Spectrum, tuple[Spectrum, ...]]:
@@ -191,21 +184,3 @@ def _scale(
     kernels = {name: mix @ basis for name, mix in zip(candidate.layers, mixes, strict=True)}
     real = damage_of(model, images, kernels, expected=expected)
     return real / predicted if predicted > 0 and real > 0 else 1.0
-
-
-def _warn_of_few(candidates: Sequence[Candidate], measured: Sequence[Statistics], images: int) -> None:
-    few = [
-        (s.samples / c.frame, c, s) for c, s in zip(candidates, measured, strict=True) if s.samples < c.frame
-    ]
-    if not few:
-        return
-    share, candidate, statistics = min(few, key=lambda each: each[0])
-    values = torch.linalg.eigvalsh(statistics.covariances[0])
-    condition = float(values[-1] / values[0].clamp_min(1e-16 * float(values[-1]) + 1e-300))
-    warnings.warn(
-        f"layer {candidate.layers[0]!r} was measured on {statistics.samples:,} columns of {images} images (at most {POSITIONS} an "
-        f"image), and {candidate.frame:,} are needed: the condition number of their covariance is {condition:.1e}, so the fit may "
-        f"suit these images alone. Give {int(images / share) + 1} images or more",
-        UserWarning,
-        stacklevel=3,
-    )

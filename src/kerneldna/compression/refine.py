@@ -70,7 +70,8 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
             hook = _refitting(layer, replaced, name, targets, lambda: next(done, None))
             hooks.callback(layer.register_forward_pre_hook(hook).remove)
         for name, norm in norms.items():
-            hooks.callback(norm.register_forward_pre_hook(_following(moments[name])).remove)
+            hook = _following(surgery.get(original, name), moments[name])
+            hooks.callback(norm.register_forward_pre_hook(hook).remove)
         small(images.to(like.device, like.dtype))
     next(done, None)
 
@@ -115,7 +116,7 @@ def _refitting(
     return hook
 
 
-def _following(before: _Moments) -> Any:
+def _following(original: Any, before: _Moments) -> Any:
     def hook(norm: Any, given: tuple[Tensor, ...]) -> None:
         if not before.count:
             return
@@ -124,9 +125,10 @@ def _following(before: _Moments) -> Any:
         for part in given[0].split(BATCH):
             now.add(norm, (part,))
         new_mean, new_variance = now.mean_and_variance()
-        norm.running_mean.add_((new_mean - mean).to(norm.running_mean))
+        norm.running_mean.copy_(original.running_mean + (new_mean - mean).to(norm.running_mean))
         floor = 1e-12 * variance.mean().clamp_min(1e-30)
-        norm.running_var.mul_(((new_variance + floor) / (variance + floor)).to(norm.running_var))
+        share = (new_variance + floor) / (variance + floor)
+        norm.running_var.copy_(original.running_var * share.to(norm.running_var))
         before.count = 0  # once
 
     return hook

@@ -60,7 +60,7 @@ def collect(
         RuntimeError: If an input of a layer is not finite; the message names it.
     """
     like = next(model.parameters())
-    sums = [_Sums(model, name, _frame(model, each)) for each in candidates for name in each.layers]
+    sums = [_Sums(model, name, frame_of(model, each)) for each in candidates for name in each.layers]
     with ExitStack() as hooks:
         for each in sums:
             hooks.callback(each.layer.register_forward_pre_hook(each.note).remove)
@@ -81,7 +81,8 @@ def kernels_of(model: nn.Module, candidate: Candidate) -> list[Tensor]:
     return [layer.weight.detach().flatten(1) for layer in layers]
 
 
-def _frame(model: nn.Module, candidate: Candidate) -> Tensor | None:
+def frame_of(model: nn.Module, candidate: Candidate) -> Tensor | None:
+    """Return what a candidate's columns are looked at through, as `Statistics.frame` is."""
     if candidate.frame == candidate.numbers:
         return None
     return torch.cat(kernels_of(model, candidate)).float()

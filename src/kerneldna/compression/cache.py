@@ -1,0 +1,66 @@
+"""What was measured, kept in a folder, so that a measurement which was stopped goes on: a file for each set of layers.
+
+Files lie in a folder of their own for each network and set of images: what was measured on others is never taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kerneldna.compression.statistics import POSITIONS, RIDGE
+from kerneldna.files import atomic
+
+FORMAT = 1
+
+
+class Cache:
+    """Tensors by name, in files.
+
+    Args:
+        folder: Where they are kept; None keeps nothing.
+        model: The network that is measured.
+        images: What it is measured on.
+    """
+
+    def __init__(self, folder: str | Path | None, model: nn.Module, images: Tensor) -> None:
+        self.folder = None if folder is None else Path(folder) / _fingerprint(model, images)
+
+    def get(self, kind: str, layers: Sequence[str]) -> dict[str, Tensor] | None:
+        """Return what was kept of some layers, None where nothing is, or where its file is damaged."""
+        path = self._path(kind, layers)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            return None
+
+    def put(self, kind: str, layers: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors of some layers; the file is whole or not there."""
+        path = self._path(kind, layers)
+        if path is not None:
+            held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            with atomic(path) as part:
+                save_file(held, part)
+
+    def _path(self, kind: str, layers: Sequence[str]) -> Path | None:
+        if self.folder is None:
+            return None
+        of = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:16]
+        return self.folder / f"{kind}-{of}.safetensors"
+
+
+def _fingerprint(model: nn.Module, images: Tensor) -> str:
+    found = hashlib.sha256(f"{FORMAT} {POSITIONS} {RIDGE}".encode())
+    for name, tensor in [*model.state_dict().items(), ("images", images)]:
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return found.hexdigest()[:32]
