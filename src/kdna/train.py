@@ -9,9 +9,20 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (kdna list recipes), or a YAML file.")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe's name (kdna list recipes), or a YAML file; with --resume the run folder, whose recipe it is then."
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/RECIPE.")] = None,
     data: Annotated[str | None, typer.Option(help="Images: a folder, a hub name, or 'digits'.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from a file of weights (.pth, .safetensors), a run folder, or a timm name: model.weights of the recipe."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a value: optimizer.lr=0.05. Repeatable.")
     ] = None,
@@ -22,21 +33,41 @@ def train(
     logger: Annotated[
         list[str] | None, typer.Option(help="tensorboard or wandb, in addition to metrics.csv. Repeatable.")
     ] = None,
-    devices: Annotated[str, typer.Option(help="Number of devices, or auto.")] = "auto",
+    devices: Annotated[str, typer.Option(help="auto, cpu, cuda, or a number of devices.")] = "auto",
 ) -> dict[str, Any]:
-    """Train a network by a recipe; write a run folder with its metrics, checkpoint and model."""
+    """Train a network by a recipe; write a run folder with its metrics, checkpoint and model.
+
+    kdna train --resume runs/c10 goes on with the run in that folder, by its own recipe.
+    """
     from kerneldna.recipes.recipe import load_recipe
+    from kerneldna.training.run_folder import RunFolder
     from kerneldna.training.trainer import train
 
-    overrides = [*(set_ or []), *([f"data.source={data}"] if data else [])]
-    chosen = load_recipe(recipe, overrides=overrides)
+    where = _devices(devices)
+    given = {"data.source": data, "model.weights": weights}
+    overrides = [*(set_ or []), *(f"{key}={_quoted(value)}" for key, value in given.items() if value)]
+    if recipe is not None and Path(recipe).is_dir():
+        if not resume:
+            raise ValueError(
+                f"'{recipe}' is a folder; give a recipe, or --resume to go on with the run in it"
+            )
+        if run is not None:
+            raise ValueError(f"the run folders '{recipe}' and --run '{run}' were given; give one of them")
+        recipe, run = None, Path(recipe)
+    if recipe is None:
+        if run is None or not resume:
+            raise ValueError(
+                "no recipe was given; give one (kdna list recipes), or --resume and a run folder"
+            )
+        RunFolder(run).recipe()  # says where there is none
+    chosen = load_recipe(recipe or RunFolder(run or "").recipe_file, overrides=overrides)
     result = train(
         chosen,
         run_dir=run or Path("runs") / chosen.name,
         resume=resume,
         progress=progress,
         loggers=("csv", *(logger or [])),
-        devices=int(devices) if devices.isdigit() else devices,
+        **where,
     )
     return {
         "run": str(result.run_dir),
@@ -44,3 +75,27 @@ def train(
         "epochs": result.epochs,
         "seconds": round(result.seconds, 1),
     }
+
+
+def _quoted(value: str) -> str:
+    """Return a text as YAML that stays a text, whatever it looks like."""
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _devices(given: str) -> dict[str, Any]:
+    """Return what the trainer takes for devices, checked before anything is read."""
+    if given == "auto":
+        return {}
+    if given.isdigit() and int(given):
+        return {"devices": int(given)}
+    if given == "cpu":
+        return {"accelerator": "cpu"}
+    if given not in ("cuda", "gpu"):
+        raise ValueError(f"--devices {given} is none of auto, cpu, cuda and numbers from 1 on")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"--devices {given} was given and torch sees no CUDA device; give cpu, or auto")
+    return {"accelerator": "cuda"}

@@ -19,7 +19,10 @@ from kdna.terminal import printable
 _OTHERWISE = {
     "demo": {"run_dir": "--out", "resume": "the same command"},
     "export": {"images": "--calibrate {}"},
-    "train": {"run_dir": "--run {}", **{key: f"model.{key}={{}}" for key in ("method", "width", "stem")}},
+    "train": {
+        "run_dir": "--run {}",
+        **{key: f"model.{key}={{}}" for key in ("method", "width", "stem", "pretrained")},
+    },
 }
 # What one command does, said by the others too.
 _ELSEWHERE = {"allow_nonfinite": "kdna inspect --allow-nonfinite"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import timm
@@ -12,11 +13,13 @@ from timm.models import register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from kerneldna.conversion.convert import Method, carry_out_, plan, set_state
+from kerneldna.conversion.convert import Method, plan, set_state
+from kerneldna.conversion.started import fetching, start_, weights_of
 from kerneldna.layers.marks import Startable
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
 from kerneldna.network.tensors import Stored, check_finite
+from kerneldna.network.weights import Weights
 from kerneldna.reading.arguments import check_arguments
 from kerneldna.reading.shown import said, shown
 from kerneldna.reading.typed import Within, typed, typed_fields
@@ -51,6 +54,8 @@ def create_model(
     stem: str = "default",
     options: Mapping[str, Any] | None = None,
     input_size: surgery.InputSize | None = None,
+    weights: str | Path | Weights | None = None,
+    classes: Sequence[str] | None = None,
     **timm_args: Any,
 ) -> nn.Module:
     """Create a timm network, with the paper's recipe of a method for it.
@@ -69,6 +74,10 @@ def create_model(
         options: Arguments of the method that replace those of its recipe, such as `{"spatial": False}`.
         input_size: `(C, H, W)` of the images that it is for, which multiply-accumulates are counted on; by default the backbone's
             own, 32 px with the small stem.
+        weights: A file of weights, a run folder, or a timm name such as "resnet18.a1_in1k" to start from
+            (`kerneldna.network.weights`), in place of `pretrained`: loaded before the network is converted, unless they are of a
+            converted one.
+        classes: Their names: where weights are noted to be for others, the classifier starts anew.
         **timm_args: Passed to `timm.create_model`. A network can be saved by name if a file may say them
             (`kerneldna.reading.arguments`): an activation by its name, `act_layer="silu"`.
 
@@ -92,7 +101,8 @@ def create_model(
         raise ValueError(
             f"pretrained weights are for width=1, stem='default'; given width={width}, stem={stem!r}"
         )
-    model = _backbone(name, width, num_classes=num_classes, pretrained=pretrained, **timm_args)
+    with fetching(name, pretrained):
+        model = _backbone(name, width, num_classes=num_classes, pretrained=pretrained, **timm_args)
     start = timm_args.get("checkpoint_path") or pretrained
     if start:
         what = f"{name}'s pretrained weights" if start is True else f"checkpoint_path={str(start)!r}"
@@ -108,12 +118,14 @@ def create_model(
     built_with = {key: value for key, value in timm_args.items() if key not in _FOR_WEIGHTS}
     created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **built_with}
     set_state(model, created=created, input_size=list(size))
+    start_with, laid = None if weights is None else weights_of(weights), None
     if chosen is not None:
         # laid out on the backbone's own size, so that one recipe means one network, whatever it is trained on
         set_state(model, input_size=list(own))
-        carry_out_(model, plan(model, chosen, counted_on=input_size), rehearsed=True)
+        laid = plan(model, chosen, counted_on=input_size)
         set_state(model, input_size=list(size))
-    for module in () if start else model.modules():
+    start_(model, start_with, laid, classes)
+    for module in () if start or start_with else model.modules():
         if isinstance(module, Startable):
             module.start_()
     return model
@@ -135,7 +147,8 @@ def create_from(spec: ModelSpec, **arguments: Any) -> nn.Module:
         return create_model(
             spec.name,
             method=spec.method,
-            pretrained=spec.pretrained,
+            pretrained=spec.pretrained and spec.weights is None,
+            weights=spec.weights,
             width=spec.width,
             stem=spec.stem,
             options=spec.options or None,

@@ -39,6 +39,8 @@ class ModelSpec(_Section):
     """"small" replaces the stem by one 3x3 convolution of stride 1, for images of 32 px and so."""
     pretrained: bool = False
     """Start from timm's weights."""
+    weights: str | None = None
+    """Start from a file of weights (.pth, .safetensors), a run folder, or a timm name; in place of `pretrained`."""
     args: dict[str, Any] = {}
     """Further arguments of timm's create_model."""
 

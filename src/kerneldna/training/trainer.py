@@ -44,6 +44,7 @@ def train(
     progress: bool = True,
     loggers: Sequence[str] = ("csv",),
     devices: int | str | list[int] = "auto",
+    accelerator: str = "auto",
     strategy: str = "auto",
 ) -> Result:
     """Train by a recipe and leave a run folder behind: see `kerneldna.training.run_folder` for what is in it.
@@ -55,6 +56,7 @@ def train(
         progress: Show a progress bar.
         loggers: Of "csv", "tensorboard" and "wandb"; metrics.csv is always written.
         devices: Number or list of devices, as Lightning's Trainer takes them.
+        accelerator: "cpu", "cuda" or another that Lightning knows; by default the fastest there is.
         strategy: How several devices work together, as Lightning's Trainer takes it.
 
     Returns:
@@ -82,6 +84,7 @@ def train(
             progress=progress,
             logger=make_loggers(loggers, folder.path) or False,
             devices=devices,
+            accelerator=accelerator,
             strategy=strategy,
             max_epochs=recipe.schedule.epochs,
             check_val_every_n_epoch=recipe.schedule.val_every,
@@ -98,7 +101,13 @@ def train(
             data = labelled_for(OpenedRun(recipe.distill.student).network(), data)
         images = RunImages(data, recipe)
         torch.manual_seed(recipe.seed)
-        task = tasks.get(recipe.task).for_data(data, recipe)
+        # the checkpoint has the weights of a run that goes on: the file that it started from may be gone
+        start = (
+            {}
+            if last is None
+            else {"model": recipe.model.model_copy(update={"pretrained": False, "weights": None})}
+        )
+        task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update=start))
         try:
             trainer.fit(task, datamodule=images, ckpt_path=last)
         except SystemExit:  # RunKeeper's stop; Lightning's own for a Ctrl-C that came too early for it

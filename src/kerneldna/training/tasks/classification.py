@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +24,8 @@ from kerneldna.registry import tasks
 from kerneldna.training.imitation import Imitation, total
 from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.task import Task
+
+log = logging.getLogger(__name__)
 
 
 @tasks.register("classification")
@@ -87,7 +91,9 @@ class Classification(Task):
             teacher = OpenedRun(recipe.distill.teacher).network()
             set_state(model, preprocessing=how.to_dict())
         elif model is None:
-            model = create_from(recipe.model, num_classes=len(data.classes), input_size=how.input_size)
+            ways = {"input_size": how.input_size, "classes": data.classes}
+            model = create_from(recipe.model, num_classes=len(data.classes), **ways)
+            _warn_of_levels(recipe, model)
             set_state(model, classes=list(data.classes), preprocessing=how.to_dict())
         return cls(recipe, len(data.classes), model, teacher=teacher)
 
@@ -136,6 +142,19 @@ class Classification(Task):
                 metric.update(logits, targets)
                 self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
+
+
+def _warn_of_levels(recipe: Recipe, model: nn.Module) -> None:
+    """Say where a network starts from weights that were trained on pixels of other levels than the recipe's."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if not (recipe.model.pretrained or recipe.model.weights) or "mean" not in config:
+        return
+    theirs, own = (config["mean"], config["std"]), (recipe.augment.mean, recipe.augment.std)
+    if any(abs(a - b) > 1e-3 for a, b in zip(chain(*theirs), chain(*own), strict=True)):
+        levels = dict(zip(("mean", "std"), theirs, strict=True))
+        words = [f"augment.{key}=[{', '.join(map(str, value))}]" for key, value in levels.items()]
+        text = "timm's weights of %s are for pixels of other levels: set %s, if you start from them"
+        log.warning(text, recipe.model.name, " and ".join(words))
 
 
 def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
