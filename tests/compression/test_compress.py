@@ -41,7 +41,7 @@ def test_candidates_are_like_layers_of_a_stage(measured: Measured):
 @pytest.mark.parametrize("of", ["parameters", "macs"])
 def test_a_budget_is_kept(measured: Measured, of: str):
     laid = planned(measured, budget=0.6, of=of)
-    small = carried_out(measured, laid, refine=False, progress=False)
+    small = carried_out(measured, laid, refine=0, progress=False)
     before, after = (kd.describe(each, input_size=(3, 16, 16)).size for each in (measured.model, small))
     assert laid.parameters == (before.parameters, after.parameters)
     assert laid.macs == (before.macs, after.macs)
@@ -53,7 +53,7 @@ def test_a_budget_is_kept(measured: Measured, of: str):
 
 def test_refinement_brings_answers_nearer_on_images_not_seen(measured: Measured, unseen: Tensor):
     laid = planned(measured, budget=0.55)
-    fitted = carried_out(measured, laid, refine=False, progress=False)
+    fitted = carried_out(measured, laid, refine=0, progress=False)
     refined = carried_out(measured, laid, progress=False)
     first, second = (moved(measured.model, each, unseen) for each in (fitted, refined))
     assert second < 0.8 * first < 0.8
@@ -69,7 +69,7 @@ def test_refining_again_starts_from_the_original(measured: Measured, unseen: Ten
 
 def test_the_fit_is_nearer_than_the_kernels_alone(measured: Measured, unseen: Tensor):
     laid = planned(measured, budget=0.6)
-    fitted = carried_out(measured, laid, refine=False, progress=False)
+    fitted = carried_out(measured, laid, refine=0, progress=False)
     options = kd.plan_of(fitted)
     plain = kd.convert_(copy.deepcopy(measured.model), options)
     assert moved(measured.model, fitted, unseen) < moved(measured.model, plain, unseen)
@@ -128,8 +128,7 @@ def test_compress_leaves_the_network_and_saves_like_any_other(trained, seen, uns
 
 def test_a_tensor_and_a_loader_of_it_give_one_network(trained, seen):
     small, same = (
-        kd.compress(trained, images, budget=0.7, refine=False, progress=False)
-        for images in (seen, seen.split(7))
+        kd.compress(trained, images, budget=0.7, refine=0, progress=False) for images in (seen, seen.split(7))
     )
     for one, other in zip(small.parameters(), same.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kerneldna.compression.images import Images, spread
+from kerneldna.compression.joint import refit_bases_
 from kerneldna.compression.measure import IMAGES, KINDS, Measured, measure
 from kerneldna.compression.plan import CompressionPlan, planned
 from kerneldna.compression.refine import images_at_once, refine_
@@ -21,6 +22,7 @@ from kerneldna.network import surgery
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
 
+ROUNDS = 2
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +32,7 @@ def compress(
     *,
     budget: float = 0.5,
     of: str = "parameters",
-    refine: bool = True,
+    refine: int = ROUNDS,
     layers: str | Sequence[str] = "*",
     kinds: Sequence[str] = KINDS,
     classifier: bool = False,
@@ -50,7 +52,8 @@ def compress(
             of (images, labels).
         budget: The share of the whole network to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs", the multiply-accumulates for one image.
-        refine: Refit layer by layer on what the compressed network sees itself.
+        refine: Rounds of refitting on what the compressed network sees itself: 0 for none, 1 for mixes, biases and BatchNorm
+            statistics layer by layer, each further one for the bases too.
         layers: Which layers may change: their names, or patterns such as "layer3.*".
         kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
         classifier: Whether the last Linear may change too.
@@ -84,14 +87,15 @@ def compress(
 
 @torch.no_grad()
 def carried_out(
-    measured: Measured, laid: CompressionPlan, *, refine: bool = True, progress: bool = True
+    measured: Measured, laid: CompressionPlan, *, refine: int = ROUNDS, progress: bool = True
 ) -> nn.Module:
     """Return a compressed copy of a network that was measured.
 
     Args:
         measured: The network and what was measured on it.
         laid: What is to change, as `planned` returns it.
-        refine: Refit layer by layer on what the compressed network sees itself.
+        refine: Rounds of refitting on what the compressed network sees itself: 0 for none, 1 for mixes, biases and BatchNorm
+            statistics layer by layer, each further one for the bases too.
         progress: Show progress bars.
     """
     model = measured.model
@@ -115,6 +119,10 @@ def carried_out(
             surgery.replace_(small, name, layer)
     reparameterize.refuse_(small)
     set_state(small, plan=conversion.to_dict())
-    if refine:
-        refine_(model, small, spread(measured.images, images_at_once(measured.traced)), progress=progress)
+    at_once = spread(measured.images, images_at_once(measured.traced))
+    for done in range(refine):
+        if done:
+            sharing = [each.layers for each in laid.groups]
+            refit_bases_(model, small, measured.images, sharing, progress=progress)
+        refine_(model, small, at_once, progress=progress)
     return small

@@ -145,9 +145,11 @@ class _Moments:
     def add(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         x = given[0].detach()
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        self.count += x.numel() // x.shape[1]
-        self.total = self.total + x.sum(axes, dtype=torch.float64)
-        self.squares = self.squares + x.double().square().sum(axes)
+        count = x.numel() // x.shape[1]
+        variance, mean = (each.double() for each in torch.var_mean(x.float(), axes, correction=0))
+        self.count += count
+        self.total = self.total + count * mean
+        self.squares = self.squares + count * (variance + mean.square())
 
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         mean = self.total / self.count
