@@ -39,6 +39,8 @@ def train(
 
     kdna train --resume runs/c10 goes on with the run in that folder, by its own recipe.
     """
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     from kerneldna.recipes.recipe import load_recipe
     from kerneldna.training.run_folder import RunFolder
     from kerneldna.training.trainer import train
@@ -69,6 +71,8 @@ def train(
         loggers=("csv", *(logger or [])),
         **where,
     )
+    if getattr(rank_zero_only, "rank", 0):
+        raise typer.Exit  # the first of several processes prints the figures
     return {
         "run": str(result.run_dir),
         **result.metrics,

@@ -240,28 +240,3 @@ def test_a_run_says_nothing_on_the_console(tmp_path, capfd, recwarn):
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert not recwarn.list
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together_and_go_on_exactly(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(f"""
-import os, signal, sys, pytest, torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-torch.set_num_threads(1)
-import test_trainer
-folder, step = test_trainer.Path(sys.argv[1]), int(sys.argv[2])
-if os.environ.get("LOCAL_RANK", "0") == "0":
-    test_trainer.signal_at(pytest.MonkeyPatch(), step, signal.SIGTERM)
-recipe = test_trainer.tiny("ema=0.9", "data.batch_size=16", "data.limit_val=17")
-test_trainer.run(recipe, folder, resume=True, devices=2, strategy="ddp")
-""")
-
-    def launch(name: str, step: int) -> str:
-        command = [sys.executable, str(program), str(tmp_path / name), str(step)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300).stderr
-
-    assert "KeyboardInterrupt: training stopped" in launch("broken", STEPS + 1)
-    assert (launch("broken", -1), launch("whole", -1)) == ("", "")
-    assert len(rows(tmp_path / "whole")) == EPOCHS
-    assert_same_run(tmp_path / "broken", tmp_path / "whole")

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import suggest
 from kerneldna.training.checkpoint_file import WholeCheckpoints
+from kerneldna.training.processes import watch_children_
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _LOGGERS = ("csv", "tensorboard", "wandb")
@@ -51,6 +52,7 @@ def make_trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, *
     if isinstance(trainer.strategy, DDPStrategy):
         # DDP's broadcast in each forward waits for ever where one process has a validation batch more.
         trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+    watch_children_(trainer.strategy.launcher)
     return trainer
 
 

@@ -29,6 +29,7 @@ from kerneldna.training.evaluate import labelled_for
 from kerneldna.training.lightning_setup import make_loggers, make_trainer, quiet
 from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.origin import continued
+from kerneldna.training.processes import is_lost, lost
 from kerneldna.training.resume import RunImages, RunKeeper, StopRequest
 from kerneldna.training.run_folder import Result, RunFolder
 from kerneldna.training.run_lock import run_lock
@@ -69,7 +70,7 @@ def train(
         ModuleNotFoundError: If a logger's package is not installed.
         BlockingIOError: If another process trains in the folder; the message names it.
         RuntimeError: If the loss, the weights or the figures of the last epoch are not finite; the message names epoch, step and
-            layer, weight or figure, and no network is saved.
+            layer, weight or figure, and no network is saved. Or if another process of the training ended.
         KeyboardInterrupt: If Ctrl-C or SIGTERM stopped the run; last.ckpt holds what to go on from.
     """
     folder = RunFolder(run_dir)
@@ -114,6 +115,8 @@ def train(
             message = f"training stopped; resume=True goes on with the run in '{folder.path}'"
             raise KeyboardInterrupt(message) from None
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if is_lost(error, trainer.world_size):
+                raise lost(folder.path) from error
             # until then Lightning puts the parts of the checkpoint in their places
             if last is None or keeper.started or images.building or str(last) in str(error):
                 raise
@@ -127,12 +130,18 @@ def train(
             checkpoint.save(task.measured, folder.model_dir)
             extras = {"bad_images": images.bad_images, "device": _device_name(trainer.strategy.root_device)}
             folder.write_result(_figures(recipe, result) | extras)
-    measured = {name: result.metrics[name] for name in task.headline if name in result.metrics}
-    headline = ", ".join(
+    if trainer.is_global_zero:
+        _log.info(
+            "trained %s: %s after %d epochs", recipe.name, _headline(task.headline, result), result.epochs
+        )
+    return result
+
+
+def _headline(names: Sequence[str], result: Result) -> str:
+    measured = {name: result.metrics[name] for name in names if name in result.metrics}
+    return ", ".join(
         f"{name} {'not measured' if value is None else f'{value:.4f}'}" for name, value in measured.items()
     )
-    _log.info("trained %s: %s after %d epochs", recipe.name, headline, result.epochs)
-    return result
 
 
 def _check_measured(result: Result) -> None:
