@@ -45,6 +45,15 @@ def test_an_older_opset_computes_the_same(opset, tmp_path):
     onnx.checker.check_model(model, full_check=True)
 
 
+def test_a_kerneldna_network_in_opset_17(tmp_path):
+    """Whose children's kernels are derived in the file: for TensorRT 8.5 and OpenCV 4.8."""
+    torch.manual_seed(0)
+    model = kd.create_model("resnet18", method="kerneldna", num_classes=4, width=0.125, stem="small").eval()
+    written = kd.export(model, tmp_path / "m.onnx", opset=17)
+    assert written.difference < 1e-4
+    assert [each.version for each in onnx.load(written.path).opset_import if not each.domain] == [17]
+
+
 def test_an_operator_that_the_older_opset_lacks_is_named():
     with pytest.raises(ValueError, match="opset 16 was asked for, which has no LayerNormalization"):
         lower_(one_node("LayerNormalization", 2), 16)

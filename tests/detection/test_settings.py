@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
 import kerneldna as kd
 from kerneldna.checkpoint import CONFIG
@@ -119,6 +120,15 @@ def test_what_is_not_saved_is_refused(tmp_path):
     detector.rpn.anchor_generator.sizes = sizes
     detector.roi_heads.score_thresh = torch.tensor(0.3)
     with pytest.raises(ValueError, match=r"settings.'roi_heads.score_thresh': expected a number"):
+        kd.save(detector, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_for_other_classes_is_refused(tmp_path):
+    detector = make()
+    head = detector.roi_heads.box_predictor
+    detector.roi_heads.box_predictor = FastRCNNPredictor(head.cls_score.in_features, 6)
+    with pytest.raises(ValueError, match=r"of another shape .*Make the detector anew with create_detector"):
         kd.save(detector, tmp_path)
     assert not list(tmp_path.iterdir())
 

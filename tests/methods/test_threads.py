@@ -76,3 +76,25 @@ def test_a_network_run_in_the_middle_of_itself(method, options):
     torch.testing.assert_close(model(x), expected)
     handle.remove()
     torch.testing.assert_close(seen[0], of_other)
+
+
+@torch.no_grad()
+def test_a_part_of_a_stage_run_in_the_middle_of_a_pass_is_an_error():
+    """The gate of the stage is then of two images, and nothing says which is meant: never a wrong answer."""
+    model = lively("kerneldna", {"gate": "stage"})
+    x, other = torch.randn(2, 3, 16, 16).double(), 5 * torch.randn(2, 3, 16, 16).double()
+    expected, seen = model(x), []
+
+    def first_block(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        if not seen:
+            seen.append(None)
+            stem = model.maxpool(model.act1(model.bn1(model.conv1(other))))
+            model.layer3[0](model.layer2(model.layer1(stem)))
+
+    handle = model.layer3[1].register_forward_pre_hook(first_block)
+    with pytest.raises(
+        RuntimeError, match=r"ran 2 times before it in this pass .*convert with KernelDNA\(gate='child'"
+    ):
+        model(x)
+    handle.remove()
+    torch.testing.assert_close(model(x), expected)
