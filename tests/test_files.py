@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import kerneldna.files
 from kerneldna.files import atomic, clear_parts, to_json, write_json, write_text
 
 
@@ -140,3 +141,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_no_file_of_the_library_writes_json_by_itself():
+    """It would write NaN; `kerneldna.files` refuses it."""
+    written = re.compile(r"json\.dump\(|(write_text|write)\([^\n]*json\.dumps\(")
+    source = Path(kerneldna.files.__file__).parents[1]
+    found = [path.name for path in source.rglob("*.py") if written.search(path.read_text(encoding="utf-8"))]
+    assert found == []

@@ -10,7 +10,6 @@ Lin et al. 2014, Microsoft COCO: Common Objects in Context (arXiv 1405.0312); co
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor, distributed
 
 from kerneldna.data.coco_file import CocoFile
 from kerneldna.detection.coco_truth import coco_truth, no_output, pycocotools_modules
-from kerneldna.files import write_text
+from kerneldna.files import to_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class CocoMetric:
             folder: Made if missing.
         """
         for kind in self.kinds:
-            write_text(Path(folder) / f"{kind}.json", json.dumps(self._results(kind)) + "\n")
+            write_text(Path(folder) / f"{kind}.json", to_json(self._results(kind)) + "\n")
 
     def reset(self) -> None:
         """Forget all images; the annotations stay in memory."""
