@@ -31,7 +31,7 @@ _METHOD_OPTION = {"inspect": "--set {}={}", "train": "model.options.{}={}"}
 
 _VALUE = r"'[^']*'|\[[^\]]*\]|\.\.\.|[\w+-]+(?:\.\w+)*"
 _ARGUMENT = re.compile(
-    rf"KernelDNA\((?P<option>\w+)=(?P<chosen>{_VALUE})\)"
+    rf"(?:KernelDNA|SharedBasis)\((?P<option>\w+)=(?P<chosen>{_VALUE})\)"
     rf"|the method's (?P<option_>\w+)=(?P<chosen_>{_VALUE})"
     # a name behind a dot or a slash is a recipe's key or part of a path
     rf"|(?<![\w./'\"=-])(?P<name>\w+)=(?P<value>{_VALUE})?"

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import kerneldna as kd
-from command_line import call, last_line
 from kerneldna.checkpoint.folder import CONFIG
 from kerneldna.conversion.convert import state_of
 from kerneldna.deploy import prepare
@@ -98,6 +97,19 @@ def test_a_folder_says_which_layers_run_as_two(tmp_path):
     assert state_of(other)["fused"].keys() == {"mode", "difference", "folded"}
 
 
+@pytest.mark.parametrize("split", [["nothing"], ["a"], ["a", "b", "grouped"], []])
+def test_a_folder_that_names_other_layers_is_refused(split, tmp_path):
+    config = kd.save(kd.fuse_(network(GROUPS["both"])), tmp_path) / CONFIG
+    noted = json.loads(config.read_text())
+    noted["fused"]["split"] = split
+    del noted["checksums"]
+    config.write_text(json.dumps(noted))
+    with pytest.raises(
+        ValueError, match=r"describes no network that can be built|is not the network of config.json"
+    ):
+        kd.load(tmp_path, model=network())
+
+
 @pytest.mark.parametrize("way", ["macs", "one_conv"])
 def test_the_way_asked_of_a_fused_network(way, tmp_path):
     other = {"macs": "one_conv", "one_conv": "macs"}[way]
@@ -142,26 +154,3 @@ def test_speed_up_runs_the_way_asked_for():
     for prefer in (None, "macs", "one_conv"):
         fast = kd.speed_up(model, images, prefer=prefer, compile=False, rounds=1, progress=False)
         torch.testing.assert_close(fast(images), model(images), rtol=1e-4, atol=1e-4)
-
-
-def test_commands_take_the_way_and_name_both_numbers(tmp_path):
-    model = kd.create_model(
-        "resnet18", method="sharedbasis", options={"share": 0.2}, num_classes=4, width=0.125
-    )
-    kd.save(model.eval(), tmp_path / "model")
-
-    def run(*words):
-        return last_line(call(*words))
-
-    inspected = run("inspect", tmp_path / "model")
-    assert inspected["macs"] < inspected["macs_one_conv"] == inspected["before"]["macs"]
-    fused = run(
-        "fuse", tmp_path / "model", "--prefer", "one_conv", "--no-evaluate", "--out", tmp_path / "fused"
-    )
-    assert fused["prefer"] == "one_conv"
-    assert run("inspect", tmp_path / "fused")["macs"] == inspected["before"]["macs"]
-    refused = " ".join(call("export", tmp_path / "fused", "--prefer", "macs", code=1).output.split())
-    assert "--prefer macs was asked for, and this network is fused already, with --prefer one_conv" in refused
-    assert "leave --prefer out" in refused
-    unknown = call("fuse", tmp_path / "model", "--prefer", "mac", "--no-evaluate", code=1).output
-    assert "unknown way to run (--prefer) 'mac'; did you mean 'macs'" in " ".join(unknown.split())

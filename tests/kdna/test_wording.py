@@ -38,8 +38,8 @@ PYTHON = re.compile(r"(?<![\w.])\w+=(?:True|False|None|')|\b\w+=[,;) ]|run_dir|\
         (inspect.inspect, "width=0.5 was given without method=", "--width 0.5 was given without --method"),
         (
             inspect.inspect,
-            "the method's static=['a.b'] (the method's stem=False); KernelDNA(eligible=...)",
-            "--set static=['a.b'] (--set stem=False); --set eligible",
+            "the method's static=['a.b'] (the method's stem=False); KernelDNA(eligible=...), SharedBasis(groups=...)",
+            "--set static=['a.b'] (--set stem=False); --set eligible, --set groups",
         ),
         (
             export.export,
