@@ -19,6 +19,9 @@ def compress(
     data: Annotated[
         str | None, typer.Option(help="Images: a folder or a hub name. Default: those of the run.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A file of weights for a timm name: .pth or .safetensors.")
+    ] = None,
     budget: Annotated[float, typer.Option(help="Share of the network to keep, 0-1.")] = 0.5,
     of: Annotated[str, typer.Option(help="What it is a share of: parameters or macs.")] = "parameters",
     images: Annotated[int, typer.Option(min=1, help="Training images to plan and fit on.")] = 256,
@@ -47,7 +50,9 @@ def compress(
     from kerneldna.training.compress_run import compress_run, plan_run
 
     if plan:
-        laid = plan_run(network, data=data, budget=budget, of=of, images=images, progress=progress)
+        laid = plan_run(
+            network, data=data, weights=weights, budget=budget, of=of, images=images, progress=progress
+        )
         say(str(laid))
         return {
             "parameters": list(laid.parameters),
@@ -60,6 +65,7 @@ def compress(
         network,
         run_dir=folder,
         data=data,
+        weights=weights,
         budget=budget,
         of=of,
         images=images,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import kerneldna as kd
 from command_line import call, last_line
@@ -104,3 +105,21 @@ def test_a_network_alone_is_shown_images_as_it_says_itself(run):
     assert said["parameters"] == whole["parameters"]
     assert said["macs"] == whole["macs"]
     assert said["damage"] == pytest.approx(whole["damage"], rel=0.5)
+
+
+def test_a_timm_name_and_a_file_of_weights(tmp_path):
+    """Of the same classes it is compressed; of others it would start with a new classifier, and is refused."""
+    network = kd.create_model("mobilenetv2_050", num_classes=10)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    words = ("compress", "mobilenetv2_050", "--plan", "--data", "digits", "--images", 32, "--no-progress")
+    said = last_line(call(*words, "--weights", tmp_path / "own.pth"))
+    assert said["parameters"][0] == kd.describe(network).size.parameters
+    network.reset_classifier(7)
+    torch.save(network.state_dict(), tmp_path / "other.pth")
+    result = call(*words, "--weights", tmp_path / "other.pth", code=1)
+    assert "is for 7 classes and the images have 10" in result.output.replace("\n", " ")
+
+
+def test_weights_are_for_a_name(run):
+    result = call("compress", run, "--weights", "own.pth", "--no-progress", code=1)
+    assert "is a folder, which has weights; pass --weights with" in result.output.replace("\n", " ")

@@ -26,27 +26,21 @@ from kerneldna import checkpoint
 from kerneldna.compression.compress import carried_out
 from kerneldna.compression.measure import measure
 from kerneldna.compression.plan import CompressionPlan, planned
-from kerneldna.conversion.convert import set_state
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import calibration_loader
-from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.figures.compression_curve import compression_curve
 from kerneldna.files import atomic, write_json, write_text
-from kerneldna.models import create_from
 from kerneldna.network import surgery
 from kerneldna.reading.text import read_json
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import (
-    AugmentSpec,
-    DataSpec,
     DistillSpec,
-    ModelSpec,
     OptimizerSpec,
     Recipe,
     ScheduleSpec,
 )
+from kerneldna.training.compress_input import opened
 from kerneldna.training.evaluate import headline, labelled_for
-from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.run_lock import run_lock
 from kerneldna.training.trainer import train
 
@@ -90,6 +84,7 @@ def compress_run(
     *,
     run_dir: str | Path,
     data: str | None = None,
+    weights: str | None = None,
     budget: float = 0.5,
     of: str = "parameters",
     images: int = 256,
@@ -105,6 +100,7 @@ def compress_run(
         network: A run folder of `train`, a folder of `save`, or a network's timm name, which starts from timm's weights.
         run_dir: The run folder, made if missing.
         data: Images: a folder, a hub name or a built-in set; by default those of the run.
+        weights: A file of weights for a timm name, in place of timm's own.
         budget: The share to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs".
         images: How many training images are looked at to plan and fit.
@@ -129,7 +125,8 @@ def compress_run(
         )
     if not folder.facts.exists():
         with run_lock(folder.path):
-            _compress(network, folder, data, budget, of, images, epochs, refine=refine, progress=progress)
+            found = opened(network, data, weights)
+            _compress(found, folder, budget, of, images, epochs, refine=refine, progress=progress)
     facts: dict[str, Any] = read_json(folder.facts)
     if epochs:
         recipe = load_recipe(folder.recipe, overrides=[f"schedule.epochs={epochs}", *overrides])
@@ -143,20 +140,20 @@ def plan_run(
     network: str | Path,
     *,
     data: str | None = None,
+    weights: str | None = None,
     budget: float = 0.5,
     of: str = "parameters",
     images: int = 256,
     progress: bool = True,
 ) -> CompressionPlan:
     """Return what `compress_run` would do; arguments as there. Nothing is written."""
-    opened, recipe, _ = _opened(network, data)
-    return _planned(opened, recipe, budget, of, images, progress=progress)[1]
+    trained, recipe, _ = opened(network, data, weights)
+    return _planned(trained, recipe, budget, of, images, progress=progress)[1]
 
 
 def _compress(
-    network: str | Path,
+    found: tuple[nn.Module, Recipe, Path | None],
     folder: CompressFolder,
-    data: str | None,
     budget: float,
     of: str,
     images: int,
@@ -165,7 +162,7 @@ def _compress(
     refine: bool,
     progress: bool,
 ) -> None:
-    teacher, recipe, teacher_folder = _opened(network, data)
+    teacher, recipe, teacher_folder = found
     measured, laid = _planned(teacher, recipe, budget, of, images, progress=progress)
     if progress:
         log.info("%s", laid)
@@ -194,57 +191,6 @@ def _planned(
     loader = calibration_loader(labelled_for(network, data), recipe, images=images)
     measured = measure(network, loader, limit=images, progress=progress)
     return measured, planned(measured, budget=budget, of=of)
-
-
-def _opened(network: str | Path, data: str | None) -> tuple[nn.Module, Recipe, Path | None]:
-    """Return the network in eval mode, a recipe for its images, and the folder it is in, None for one that is created."""
-    path = Path(network)
-    if path.is_dir():
-        run = OpenedRun(path)
-        opened, recipe = run.network(), run.recipe
-        if recipe is None and data is None:
-            raise ValueError(
-                f"'{path}' holds no recipe, which says what images to use; pass data=, or give the run folder of a training"
-            )
-        if recipe is None:
-            recipe = _new_recipe(path.name, opened, str(data))
-        if recipe.task != "classification":
-            raise ValueError(
-                f"the run in '{path}' has the task {recipe.task!r}; a classifier is compressed, before a detector is made of it"
-            )
-        if data is not None:
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
-        return opened, recipe, run.model_dir
-    if data is None:
-        raise ValueError(f"{str(network)!r} is no folder, so its images are not known; pass data=")
-    classes = open_data(data).classes
-    spec = ModelSpec(name=str(network), pretrained=True)
-    created = create_from(spec).eval()
-    outputs = getattr(created, "num_classes", len(classes))
-    if outputs != len(classes):
-        raise ValueError(
-            f"{network} has {outputs} classes and the images have {len(classes)}; train it on them first, and give the run folder"
-        )
-    set_state(created, classes=list(classes))
-    return created, _new_recipe(str(network), created, data), None
-
-
-def _new_recipe(name: str, network: nn.Module, source: str) -> Recipe:
-    """Return a recipe for the images of a network that has none: prepared as it says itself."""
-    _, height, width = surgery.input_size_of(network)
-    side, how = min(height, width), preprocessing_of(network)
-    said: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
-    if how is not None:
-        said, side = how.to_dict(), min(how.input_size[1:])
-    known = {key: said[key] for key in ("mean", "std", "interpolation", "crop_pct") if said.get(key)}
-    return Recipe(
-        name=name.replace("/", "_"),
-        model=ModelSpec(name=name),
-        data=DataSpec(source=source, image_size=side, batch_size=32),
-        augment=AugmentSpec(crop="random_resized", scale=(0.35, 1.0), flip=0.5, **known),
-        optimizer=OptimizerSpec(name="adamw", lr=5e-4, weight_decay=0.01),
-        schedule=ScheduleSpec(epochs=1),
-    )
 
 
 def _recipe(recipe: Recipe, folder: CompressFolder, teacher: Path, epochs: int) -> Recipe:
