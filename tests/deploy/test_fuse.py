@@ -234,7 +234,7 @@ def test_pairs_are_searched_once(method, monkeypatch):
     assert len(searched) == 1
 
 
-def test_a_network_that_takes_no_image_of_the_meta_device_is_left_as_it_was():
+def test_a_network_that_branches_on_numbers_keeps_its_norms_and_computes_the_same_on_every_branch():
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
@@ -246,9 +246,15 @@ def test_a_network_that_takes_no_image_of_the_meta_device_is_left_as_it_was():
             return self.norm(y if y.sum() > 0 else -y)  # a meta tensor has no sum to compare
 
     model = Branches().eval()
-    with pytest.raises(ValueError, match="does not run on one image"):
-        kd.fuse_(model, probe=torch.randn(1, 3, 8, 8))
-    assert isinstance(model.child, kd.ChildConv2d)
+    nn.init.normal_(model.norm.running_mean)
+    images = [torch.randn(1, 3, 8, 8) for _ in range(8)]
+    before = [model(x) for x in images]
+    assert len({model.child(model.parent(x)).sum() > 0 for x in images}) > 1
+    kd.fuse_(model, probe=images[0])
+    assert not isinstance(model.child, kd.ChildConv2d)
+    assert isinstance(model.norm, nn.BatchNorm2d)
+    for x, expected in zip(images, before, strict=True):
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_result_that_differs_is_refused_and_the_model_left_as_it_was(trained, monkeypatch):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,11 +11,13 @@ from torch import nn
 from kerneldna.conversion import reparameterize
 from kerneldna.conversion.choice import costs_in, with_savings
 from kerneldna.conversion.counting import size_of
-from kerneldna.conversion.plan import Plan, Size, macs_text, size_rows, size_table
+from kerneldna.conversion.description import Description
+from kerneldna.conversion.plan import Plan
 from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network import surgery
 from kerneldna.network.replaceable import irreplaceable, why_irreplaceable
 from kerneldna.network.surgery import InputSize
+from kerneldna.network.unserved import refuse_unserved
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
 
@@ -47,6 +48,7 @@ def plan(
     *,
     input_size: InputSize | None = None,
     counted_on: InputSize | None = None,
+    example_inputs: Any = None,
 ) -> Plan:
     """Lay out what `method` would change in `model`, without touching it.
 
@@ -55,6 +57,8 @@ def plan(
         method: For example `KernelDNA(patterns={"layer4": "FS-SF"})`.
         input_size: `(C, H, W)` of one image; by default what the network says itself, else 224 x 224.
         counted_on: `(C, H, W)` of the image to count multiply-accumulates for; by default the same.
+        example_inputs: What the network's forward takes, where that is not one batch of images: a tuple of arguments, or a dict of
+            named ones. Multiply-accumulates are counted for it.
 
     Returns:
         The plan: print it to see parents, children, what was left out and why, and the sizes before and after.
@@ -68,21 +72,31 @@ def plan(
     _check_unconverted(model)
     if isinstance(model, nn.DataParallel):
         raise ValueError("nn.DataParallel was given; convert model.module and use DistributedDataParallel")
+    refuse_unserved(model)
     skeleton = surgery.skeleton(model)
-    size = input_size or input_size_of(model)
+    size = _size_for(model, input_size, example_inputs)
+    runs, traced = surgery.first_run(model, skeleton, size, example=example_inputs)
     # of the network itself: hooks on tensors are not copied
-    traced = replace(surgery.trace(skeleton, size), irreplaceable=irreplaceable(model, known=_known(method)))
+    traced = replace(traced, irreplaceable=irreplaceable(model, known=_known(method)))
     counted = counted_on or size
-    before = size_of(skeleton, skeleton, counted, macs=traced.macs if counted == size else None)
+    macs = traced.macs if counted == size else None
+    before = size_of(skeleton, runs, counted, macs=macs, example=example_inputs)
     laid = method.lay_out(skeleton, traced, input_size=size)
     _rehearse(model, skeleton, method, laid)
-    after = size_of(skeleton, skeleton, counted)
+    if runs is not skeleton:  # a copy with the numbers
+        with torch.random.fork_rng(devices=[]):
+            method.apply_(runs, laid)
+    after = size_of(skeleton, runs, counted, example=example_inputs)
     laid = replace(laid, before=before, after=after, counted_on=None if counted == size else counted)
     return with_savings(laid, costs_in(skeleton))
 
 
 def convert_(
-    model: nn.Module, plan_or_method: Plan | Method, *, input_size: InputSize | None = None
+    model: nn.Module,
+    plan_or_method: Plan | Method,
+    *,
+    input_size: InputSize | None = None,
+    example_inputs: Any = None,
 ) -> nn.Module:
     """Change `model` in place as planned; weights are kept.
 
@@ -94,6 +108,7 @@ def convert_(
         model: The network the plan was made for, or one built alike.
         plan_or_method: A plan, or a method to plan with first.
         input_size: As for `plan`, when a method is given.
+        example_inputs: As for `plan`, when a method is given.
 
     Returns:
         The same `model`.
@@ -103,7 +118,7 @@ def convert_(
     """
     laid = plan_or_method
     if not isinstance(laid, Plan):
-        laid = plan(model, laid, input_size=input_size)
+        laid = plan(model, laid, input_size=input_size, example_inputs=example_inputs)
     elif state_of(model).get("plan") or surgery.parameters_of(model) != laid.before.parameters:
         raise ValueError(
             f"the plan was made for a network of {laid.before.parameters:,} parameters, this {type(model).__name__} has "
@@ -182,53 +197,9 @@ def set_state(model: nn.Module, **entries: Any) -> None:
     setattr(model, _STATE, {**state_of(model), **entries})
 
 
-@dataclass(frozen=True)
-class Description:
-    """The size of a network, and of what it was before its conversion; prints as a table.
-
-    Attributes:
-        method: The method's name, None for a plain network.
-        size: Of the network as it is.
-        before: Of the network before its conversion, None for a plain one.
-        input_size: `(C, H, W)` of the image the MACs are counted for.
-        layers: How many modules of each class it has.
-        part: What the MACs are those of, where it is not the whole: "the backbone" of a detector.
-        fused: The mode that the network was fused in, None for one as trained. Fusing writes out the kernel of every child.
-        unfused: Of a fused network its size as trained, each shared kernel once; None for a plain network or a detector.
-    """
-
-    method: str | None
-    size: Size
-    before: Size | None
-    input_size: tuple[int, int, int]
-    layers: Mapping[str, int]
-    part: str = ""
-    fused: str | None = None
-    unfused: Size | None = None
-
-    def __str__(self) -> str:
-        now = "fused" if self.fused else self.method or "now"
-        if self.before is None:
-            lines = size_table(size_rows(self.size), ("",))
-        else:
-            lines = size_table(size_rows(self.before, self.size), ("before", now))
-        lines.append(macs_text(self.size, self.input_size, part=self.part))
-        if self.fused:
-            lines.append(f"fused in {self.fused} mode: {self._written_out()}")
-        return "\n".join(lines)
-
-    def _written_out(self) -> str:
-        if self.method is None or (self.unfused and self.unfused.parameters >= self.size.parameters):
-            return "BatchNorm is folded into the convolutions"
-        if self.unfused is None:
-            return "shared kernels are written out, BatchNorm is folded into the convolutions"
-        return (
-            f"each shared kernel, stored once as trained ({self.unfused.parameters:,} parameters), is written out "
-            f"({self.size.parameters:,})"
-        )
-
-
-def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Description:
+def describe(
+    model: nn.Module, *, input_size: InputSize | None = None, example_inputs: Any = None
+) -> Description:
     """Count the parameters, stored bytes and multiply-accumulates of `model`; for a converted one, also before.
 
     Args:
@@ -236,12 +207,14 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
             what they find.
         input_size: `(C, H, W)` of one image; by default that which the network was trained with, of the plan, or what the network
             says itself.
+        example_inputs: As for `plan`.
     """
     check_loans(model, "describe")
     laid = plan_of(model)
     network = network_of(model)
-    size = input_size or input_size_of(network)
+    size = _size_for(network, input_size, example_inputs)
     whole = surgery.skeleton(model)
+    runs, traced = surgery.first_run(network, network_of(whole), size, example=example_inputs)
     layers: dict[str, int] = {}
     for module in model.modules():
         if not any(module.children()):
@@ -249,11 +222,17 @@ def describe(model: nn.Module, *, input_size: InputSize | None = None) -> Descri
     counted = laid and (laid.counted_on or laid.input_size)
     before = laid.before if laid and size == counted and network is model else None
     pairs = state_of(network).get("fused", {}).get("split", ())
-    counted = size_of(whole, network_of(whole), size, pairs=pairs)
+    counted = size_of(whole, runs, size, pairs=pairs, macs=traced.macs, example=example_inputs)
     part = "" if network is model else "the backbone"
     fused = state_of(network).get("fused", {}).get("mode")
     unfused = laid.after if laid and fused and network is model else None
     return Description(laid and laid.method, counted, before, size, layers, part, fused, unfused)
+
+
+def _size_for(model: nn.Module, input_size: InputSize | None, example: Any) -> InputSize:
+    if example is not None:
+        return surgery.image_size_in(example)
+    return input_size or input_size_of(model)
 
 
 def _check_unconverted(model: nn.Module) -> None:

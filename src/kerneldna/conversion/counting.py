@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -19,8 +20,9 @@ def size_of(
     *,
     pairs: Iterable[str] = (),
     macs: int | None = None,
+    example: Any = None,
 ) -> Size:
-    """Count a network on the meta device.
+    """Count a network.
 
     Args:
         whole: The network, or a detector.
@@ -28,12 +30,13 @@ def size_of(
         input_size: `(C, H, W)` of one image.
         pairs: The layers of a fused network that are a basis and a mix behind it.
         macs: The multiply-accumulates, where they are known.
+        example: As for `surgery.trace`.
     """
-    macs = surgery.trace(network, input_size).macs if macs is None else macs
+    macs = surgery.trace(network, input_size, example=example).macs if macs is None else macs
     parameters, stored = surgery.parameters_of(whole), surgery.bytes_of(whole)
     if not (pairs or ways.cheaper_split(network)):
         return Size(parameters, stored, macs)
     for name in pairs:
         surgery.replace_(network, name, ways.joined(surgery.get(network, name)))
     with ways.running(network, ()):
-        return Size(parameters, stored, macs, surgery.trace(network, input_size).macs)
+        return Size(parameters, stored, macs, surgery.trace(network, input_size, example=example).macs)

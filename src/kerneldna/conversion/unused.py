@@ -13,8 +13,8 @@ from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
 from kerneldna.network.surgery import Call, Trace
 from kerneldna.network.survey import Skip
+from kerneldna.network.unserved import SERVED, UNSERVED
 
-UNSERVED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 ALONE = "no other layer of this shape runs before or after it at its resolution"
 
 
@@ -65,13 +65,15 @@ def unused_groups(
     return tuple(Unused(shape, tuple(names), why) for (shape, why), names in groups.items())
 
 
-def which_were_skipped(skipped: Sequence[Skip]) -> str:
+def which_were_skipped(unused: Sequence[Unused], skipped: Sequence[Skip]) -> str:
     """Say how many layers were found and left out, with the reasons that most of them have; nothing if there are none."""
-    if not skipped:
-        return ""
     reasons = Counter(skip.reason for skip in skipped)
-    said = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
-    return f" that may and pays to share ({len(skipped)} were found and skipped: {said})"
+    for group in unused:
+        reasons[group.reason] = max(reasons[group.reason], len(group.layers))
+    if not reasons:
+        return ""
+    said = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(4))
+    return f" that may and pays to share ({reasons.total()} were found and skipped: {said})"
 
 
 def _shape(module: nn.Module, call: Call) -> tuple[str, tuple[int, ...]] | None:
@@ -85,7 +87,7 @@ def _shape(module: nn.Module, call: Call) -> tuple[str, tuple[int, ...]] | None:
 def _why(module: nn.Module, call: Call, eligible: Collection[str]) -> str:
     kind = kind_of(module, call.input)
     if kind is None:
-        return f"{type(module).__name__} layers are not served; nn.Conv2d, and nn.Linear on channels-last maps, are"
+        return f"{type(module).__name__} layers are not served; {SERVED} are"
     if is_pixel(call.input) and kind == "pointwise":
         return "they see one pixel: gates or classifiers"
     if kind not in eligible:

@@ -9,6 +9,7 @@ BatchNorm and nowhere else.
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ _KNOWN = (
     FrozenBatchNormAct2d,
 )
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -52,8 +55,8 @@ class Pair:
 def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
     """Return the convolutions of `model` that a BatchNorm follows directly, in the order they run.
 
-    Left out are layers that run twice or carry hooks, kernels that another module shares, and classes of convolutions or norms with
-    code of their own (weight standardisation).
+    A network that runs on numbers alone, because it branches on them, has none. Left out are layers that run twice or carry hooks,
+    kernels that another module shares, and classes of convolutions or norms with code of their own (weight standardisation).
 
     Args:
         model: Any network in eval mode.
@@ -62,18 +65,20 @@ def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
     Raises:
         ValueError: If the network cannot take such an image.
     """
-    skeleton = surgery.skeleton(model)
+    try:
+        runs, _ = surgery.first_run(model, surgery.skeleton(model), input_size)
+    except ValueError as error:
+        raise ValueError(f"{error}; to fuse it, pass a probe, images that it takes") from error
+    if not all(tensor.is_meta for tensor in runs.state_dict().values()):
+        # it may branch on numbers, and another image may take a way on which the norm is not behind the convolution
+        log.info("%s needs numbers to run, so that its norms are left as they are", type(model).__name__)
+        return ()
     watch = _Watch()
-    for name, module in skeleton.named_modules():
+    for name, module in runs.named_modules():
         if isinstance(module, (nn.Conv2d, *_NORMS)):
             watch.follow(name, module)
-    try:
-        with torch.no_grad(), watch:
-            leaves = tree_leaves(skeleton(surgery.probe(skeleton, input_size)))
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"{type(model).__name__} does not run on one image of {input_size}: {error}; pass a probe, images that it takes"
-        ) from error
+    with torch.no_grad(), watch:
+        leaves = tree_leaves(runs(surgery.probe(runs, input_size)))
     outputs = {id(leaf) for leaf in leaves}
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     pairs = []

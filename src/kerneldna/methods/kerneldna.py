@@ -163,17 +163,17 @@ class KernelDNA:
             for layer in layers
             if layer.parent
         )
-        if not changes and self.patterns is None:
-            raise ValueError(
-                f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape"
-                f"{which_were_skipped(skipped)}, so there is nothing to share; try other kinds by KernelDNA(eligible=...): "
-                f"{', '.join(stages.KINDS)}; or name patterns"
-            )
         none = "" if self.patterns is None else "no pattern makes one of them share"
         met = f"budget={self.budget} is met without them" if self.budget else none
         unused = unused_groups(
             skeleton, traced, laid, skipped, eligible=self._kinds, reason=met or ALONE, alone=none or ALONE
         )
+        if not changes and self.patterns is None:
+            raise ValueError(
+                f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape"
+                f"{which_were_skipped(unused, skipped)}, so there is nothing to share; try other kinds by KernelDNA(eligible=...): "
+                f"{', '.join(stages.KINDS)}; or name patterns"
+            )
         return Plan(self.name, self.options(), input_size, changes, laid, skipped, unused=unused)
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:

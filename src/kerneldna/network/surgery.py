@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from kerneldna.network.lineage import Lineage, LineageMode
 from kerneldna.network.replaceable import irreplaceable
+from kerneldna.network.unserved import remedy
+from kerneldna.reading.shown import said
 
 log = logging.getLogger(__name__)
 InputSize = tuple[int, int, int]
@@ -77,6 +79,39 @@ def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
 
 def skeleton(model: nn.Module) -> nn.Module:
     """Return a copy of `model` on the meta device, in eval mode: the structure without the numbers, at no memory."""
+    return _copied(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+
+
+def first_run(
+    model: nn.Module, bones: nn.Module, input_size: InputSize, *, example: Any = None
+) -> tuple[nn.Module, Trace]:
+    """Run a network once: its skeleton, or where that cannot run, a copy with the numbers.
+
+    Networks cannot run without numbers that branch on them, read one out or hand them to NumPy.
+
+    Args:
+        model: The network.
+        bones: Its skeleton.
+        input_size: `(C, H, W)` of one image.
+        example: As for `trace`.
+
+    Returns:
+        What ran, and its run.
+
+    Raises:
+        ValueError: If the network cannot take such an image.
+    """
+    try:
+        return bones, trace(bones, input_size, example=example)
+    except ValueError:
+        whole = _copied(model, lambda tensor: tensor.detach().clone())
+        if any(tensor.is_meta for tensor in whole.state_dict().values()):
+            raise
+        return whole, trace(whole, input_size, example=example)
+
+
+def _copied(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a copy of `model` in eval mode, each tensor of it made by `make`."""
     # plain attributes too: what weight_norm and its like compute is one, and may be part of a graph, which cannot be copied
     plain = [
         value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
@@ -84,17 +119,18 @@ def skeleton(model: nn.Module) -> nn.Module:
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *plain]}
     memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
-        empty = torch.empty_like(tensor, device="meta")
-        memo[key] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        made = make(tensor)
+        memo[key] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
     return copy.deepcopy(model, memo).eval()
 
 
-def trace(model: nn.Module, input_size: InputSize) -> Trace:
+def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Trace:
     """Run `model` once on one image, in eval mode, and note what was called.
 
     Args:
         model: Any network that takes one `(B, C, H, W)` tensor; a skeleton runs without arithmetic.
         input_size: `(C, H, W)` of the image.
+        example: What its forward takes instead: a tensor, a tuple of arguments, or a dict of named ones.
 
     Raises:
         ValueError: If the network cannot take such an image.
@@ -119,11 +155,13 @@ def trace(model: nn.Module, input_size: InputSize) -> Trace:
         handles.append(module.register_forward_hook(note(name)))
     try:
         with torch.no_grad(), evaluating(model), following, FlopCounterMode(display=False) as counter:
-            model(probe(model, input_size))
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"{type(model).__name__} does not run on one image of {input_size}: {error}; pass input_size=(C, H, W)"
-        ) from error
+            args, named = _call(model, probe(model, input_size) if example is None else example)
+            model(*args, **named)
+    # whatever the code of a network raises that is given what it does not take
+    except Exception as error:
+        given = f"one image of {input_size}" if example is None else "example_inputs="
+        kind = type(model).__name__
+        raise ValueError(f"{kind} does not run on {given}: {said(error)}; {remedy(model)}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -135,6 +173,31 @@ def probe(model: nn.Module, input_size: InputSize, *, batch: int = 1) -> Tensor:
     tensor = next(model.parameters(), torch.empty(0))
     x = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
     return x.to(tensor.device, tensor.dtype)
+
+
+def _call(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return an example as positional and named arguments, on the network's device."""
+    device = next(model.parameters(), torch.empty(0)).device
+    placed = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
+    if isinstance(placed, Mapping):
+        return (), dict(placed)
+    return (tuple(placed), {}) if isinstance(placed, (tuple, list)) else ((placed,), {})
+
+
+def image_size_in(example: Any) -> InputSize:
+    """Return the `(C, H, W)` of the first batch of images in what a network's forward takes.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for leaf in tree_leaves(example):
+        if isinstance(leaf, Tensor) and leaf.ndim == 4:
+            channels, height, width = leaf.shape[1:]
+            return channels, height, width
+    raise ValueError(
+        "example_inputs= holds no batch of images (B, C, H, W); give what the network's forward takes, as a tensor, a tuple of "
+        "arguments or a dict of named ones"
+    )
 
 
 @contextmanager
@@ -154,8 +217,20 @@ def input_size_of(model: nn.Module) -> InputSize:
     config = getattr(model, "pretrained_cfg", None) or {}
     size = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else (3, 224, 224)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = size[0] if first is None else first.in_channels
-    return (channels, size[1], size[2])
+    expected, height, width = size
+    if first is None or first.in_channels == expected:
+        return (expected, height, width)
+    seen = (first.in_channels, height, width)
+    # what stands before the first convolution may make channels out of pixels
+    return seen if first.in_channels < expected or _runs(model, seen) else (expected, height, width)
+
+
+def _runs(model: nn.Module, size: InputSize) -> bool:
+    try:
+        trace(skeleton(model), size)
+    except ValueError:
+        return False
+    return True
 
 
 def fresh_copy(module: nn.Module) -> nn.Module:

@@ -1,0 +1,49 @@
+"""Networks that cannot be converted as they are, and what to do about each."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+UNSERVED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+SERVED = "nn.Conv2d, and nn.Linear on channels-last maps"
+
+
+def refuse_unserved(model: nn.Module) -> None:
+    """Check that a network has modules that can be replaced.
+
+    Raises:
+        ValueError: If it is scripted, quantised or a whole detector; the message names the way.
+    """
+    kind = type(model).__name__
+    detects = type(model).__module__.startswith("torchvision.models.detection")
+    if detects and hasattr(model, "transform") and hasattr(model, "backbone"):
+        raise ValueError(
+            f"this {kind} is a whole detector, whose parts run on what they find; convert its backbone, "
+            "kd.convert_(detector.backbone, ...)"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            f"this {kind} is scripted, so that no layer of it can be replaced; convert the network that it was made of, "
+            "fuse it, and script that"
+        )
+    quantised = [
+        name or kind for name, module in model.named_modules() if ".quantized" in type(module).__module__
+    ]
+    if quantised:
+        raise ValueError(
+            f"this {kind} is quantised ({quantised[0]!r} is), so that its kernels cannot be trained; convert and train it "
+            "before quantising, or quantise the exported file by kd.export(compute='int8')"
+        )
+
+
+def remedy(model: nn.Module) -> str:
+    """Return what to do about a network that did not run on one image."""
+    odd = Counter(type(module).__name__ for module in model.modules() if isinstance(module, UNSERVED))
+    volumes = {name for name in odd if name.endswith(("1d", "3d"))}
+    if volumes:
+        counted = ", ".join(f"{odd[name]} {name}" for name in sorted(volumes))
+        return f"it has {counted}, for sequences, video or volumes, which are not served: {SERVED} are"
+    return "pass input_size=(C, H, W), or example_inputs=, what its forward takes"
