@@ -28,6 +28,10 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Other images: a folder or a hub name. Default: the run's own.")
     ] = None,
+    split: Annotated[
+        str,
+        typer.Option(help="Images of the data set to measure on: val, test, train, or another that it has."),
+    ] = "val",
     detections: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +57,7 @@ def evaluate(
         network = kd.load_exported(model, runtime=runtime or runtime_of(model, option="--runtime "))
     else:
         network = kd.load(model or folder.model_dir, allow_nonfinite=allow_nonfinite)
-    figures = evaluate(network, recipe, detections=detections, progress=progress)
+    figures = evaluate(network, recipe, detections=detections, split=split, progress=progress)
     if recipe.task == "detection":
         _print_precision(figures)
     return {"run": str(run), **{key: round(value, 6) for key, value in figures.items()}}

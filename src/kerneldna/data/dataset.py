@@ -6,6 +6,7 @@ image, label = data.train[0]        # a PIL image, a class index
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch
 from PIL import Image
 
 from kerneldna.data.classes import Renumbered, numbers_in
+from kerneldna.data.layout import problem_of
 from kerneldna.registry import datasets
+
+log = logging.getLogger(__name__)
 
 
 class ImageSplit(Protocol):
@@ -47,6 +51,7 @@ class ImageData:
         train: The training images.
         val: The validation images.
         faults: A line for each way in which its lists and its files disagree, with the count and some names.
+        split: Says how validation images were set apart, where the set itself does not.
     """
 
     name: str
@@ -54,6 +59,7 @@ class ImageData:
     train: ImageSplit
     val: ImageSplit
     faults: tuple[str, ...] = ()
+    split: str = ""
 
     def with_classes(self, classes: Sequence[str], *, known_by: str, remedy: str) -> ImageData:
         """Return the set with the labels of another list of classes, which holds all of its own in whatever order.
@@ -111,24 +117,45 @@ class ArraySplit:
         return self.pixels[index].numpy().tobytes(), int(self.labels[index])
 
 
-def open_data(source: str) -> ImageData:
+def open_data(source: str, *, split: str | None = None) -> ImageData:
     """Open the data set that `source` names.
+
+    A folder comes before a built-in set of the same name, if it holds images.
 
     Args:
         source: A name, a folder or a hub name; each file of `kerneldna.data.datasets` says in its `form` which
             sources it opens, and the error for an unknown source lists them.
+        split: What stands in `val`, such as "test" or "train"; by default the images to validate on.
 
     Raises:
-        ValueError: If no data set understands `source`, a split is empty, or the name of a class is no text.
+        ValueError: If no data set understands `source`, it has no such split, a split is empty, or the name of a class is no text.
     """
     if source.startswith("~"):
         source = str(Path(source).expanduser())
     members = [datasets.get(name) for name in datasets.names()]
-    for member in members:
-        if member.matches(source):
-            return _checked(member.open(source), source)
+    found = [member for member in members if member.matches(source)]
+    if len(found) > 1 and Path(source).is_dir():
+        folders = [member for member in found if not getattr(member, "built_in", False)]
+        if folders != found and folders:
+            log.warning(
+                "%r is a folder here, and its images are used, not the built-in set of that name", source
+            )
+            found = folders
+    for member in found:
+        return _checked(_split_of(member, source, split), source)
     forms = "".join(f"\n  {member.form}" for member in members)
-    raise ValueError(f"no data set at {source!r}; data.source can be{forms}")
+    what = f": {problem_of(source)}" if Path(source).is_dir() else ""
+    raise ValueError(f"no data set at {source!r}{what}; data.source can be{forms}")
+
+
+def _split_of(member: Any, source: str, split: str | None) -> ImageData:
+    if split in (None, "val"):
+        return member.open(source)
+    if not getattr(member, "has_splits", False):
+        raise ValueError(
+            f"{source!r} has images to train and to validate on alone; split={split!r} is for folders and hub sets"
+        )
+    return member.open(source, split=split)
 
 
 def _checked(data: ImageData, source: str) -> ImageData:

@@ -31,6 +31,7 @@ class _Fingerprint:
     classes: tuple[str, ...]
     train: _Split
     val: _Split
+    split: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def evaluate(
     recipe: Recipe | None = None,
     *,
     detections: str | Path | None = None,
+    split: str | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
     """Measure a trained network on the validation images of a recipe.
@@ -43,6 +44,7 @@ def evaluate(
             an exported file's.
         recipe: Says which images, in what form; the run's own where not given.
         detections: A folder to write what a detector found into, in COCO's results format: bbox.json and segm.json.
+        split: Other images of the data set to measure on, such as "test"; by default those to validate on.
         progress: Show a progress bar.
 
     A network knows the names of its classes, and so does its exported file: labels are looked up by name, whatever their order,
@@ -69,7 +71,7 @@ def evaluate(
         folder = RunFolder(run_dir_or_model)
         recipe = recipe or folder.recipe()
         model = checkpoint.load(folder.model_dir)
-    data = labelled_for(model, open_data(recipe.data.source))
+    data = labelled_for(model, open_data(recipe.data.source, split=split))
     loader = val_loader(data, recipe)
     # Without the average: the network given is the one to measure.
     network = model if isinstance(model, nn.Module) else _Function(model)

@@ -28,7 +28,8 @@ _PACKAGES = ("torch", "torchvision", "timm", "kerneldna")
 
 def origin_of(data: ImageData) -> dict[str, Any]:
     """Return what a run on `data` begins with here, as plain data."""
-    return {"data": fingerprint(data), **_machine()}
+    noted = {**fingerprint(data), "split": data.split} if data.split else fingerprint(data)
+    return {"data": noted, **_machine()}
 
 
 def continued(data: ImageData, checkpoint: Path) -> ImageData:
@@ -75,6 +76,7 @@ class _Data:
     classes: tuple[str, ...]
     train: _Split
     val: _Split
+    split: str = ""
 
 
 @dataclass(frozen=True)

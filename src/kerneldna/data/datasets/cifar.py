@@ -16,6 +16,7 @@ _SOURCE = re.compile(r"(?:torchvision:)?(cifar100?)(?:@(.+))?")
 class Cifar:
     """Opens "cifar10" and "cifar100" in ./data, or "cifar10@folder" in a folder of your choice."""
 
+    built_in = True
     form = "cifar10, cifar100, cifar10@folder: torchvision's CIFAR, downloaded to ./data or the folder"
 
     def matches(self, source: str) -> bool:

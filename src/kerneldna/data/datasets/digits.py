@@ -14,6 +14,7 @@ from kerneldna.registry import datasets
 class Digits:
     """Opens "digits"; the fifth, tenth, ... image of each class are the validation split."""
 
+    built_in = True
     form = "digits: scikit-learn's handwritten digits, no download"
 
     def matches(self, source: str) -> bool:

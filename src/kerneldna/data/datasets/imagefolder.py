@@ -1,42 +1,68 @@
-"""A folder of images, `train/<class>/*.jpg` and `val/<class>/*.jpg`, as torchvision's ImageFolder lays them out."""
+"""A folder of images, `train/<class>/*.jpg` and `val/<class>/*.jpg`, as torchvision's ImageFolder lays them out.
+
+Where there is no `val`, a fifth of the images of each class is set apart to validate on: those whose names have the lowest
+hashes. So the same images are set apart at every call and on every machine, and adding images moves no other.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from kerneldna.data.classes import Renumbered, listed, numbers_in
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.images import read_image
+from kerneldna.data.layout import VAL, layout_of
 from kerneldna.data.listing import HIDDEN, PassedOver, is_leftover, list_images
 from kerneldna.registry import datasets
 
 logger = logging.getLogger(__name__)
 
-_VAL = ("val", "valid", "validation", "test")
+_SHARE = 5  # one image of so many is set apart
+_SEED = b"kerneldna 0"
 
 
 class Folder:
-    """Opens a folder that holds `train` and one of `val`, `valid`, `validation`, `test`, in this order."""
+    """Opens a folder that holds `train` and one of `val`, `valid`, `validation`, `test`, in this order; or one without these."""
 
-    form = "a folder with train/<class>/ and val/<class>/ (or valid, validation, test) full of images"
+    has_splits = True
+    form = (
+        "a folder with train/<class>/ and val/<class>/ (or valid, validation, test) full of images; without val/, or with "
+        "<class>/ alone, a fifth of each class is set apart to validate on"
+    )
 
     def matches(self, source: str) -> bool:
-        """Say whether `source` is a folder with the two folders in it."""
-        return (Path(source) / "train").is_dir() and any((Path(source) / name).is_dir() for name in _VAL)
+        """Say whether `source` is such a folder."""
+        return layout_of(Path(source)) is not None
 
-    def open(self, source: str) -> ImageData:
+    def open(self, source: str, split: str | None = None) -> ImageData:
         """Open the folder; the class folders for training in sorted order are the classes.
 
+        Args:
+            source: The folder.
+            split: The folder to validate on; by default the first of those that there are.
+
         Raises:
-            ValueError: If there is a class to validate on that is not trained on.
-            FileNotFoundError: If a class folder holds no image, or there is none.
+            ValueError: If there is a class to validate on that is not trained on, or a class has one image and is to be split.
+            FileNotFoundError: If a class folder holds no image, there is none, or no folder of that name.
         """
         root = Path(source)
-        train = FolderSplit(root / "train")
-        val = FolderSplit(next(root / name for name in _VAL if (root / name).is_dir()))
+        layout = layout_of(root)
+        train = FolderSplit(root if layout == "classes" else root / "train")
+        if layout != "split" and split in (None, "train"):
+            data = _set_apart(root, train)
+            return data if split is None else replace(data, val=data.train)
+        if split is not None and not (root / split).is_dir():
+            there = listed([path.name for path in sorted(root.iterdir()) if path.is_dir()])
+            raise FileNotFoundError(f"'{root}' has no folder {split}/; it has {there}")
+        names = VAL if split is None else (split,)
+        val = FolderSplit(next(root / name for name in names if (root / name).is_dir()))
         numbers = numbers_in(
             val.classes,
             train.classes,
@@ -104,6 +130,64 @@ class FolderSplit:
         """Return the path of image `index`, and its class."""
         path, label = self._samples[index]
         return Path(path), label
+
+
+class Part:
+    """Some images of a split.
+
+    Args:
+        split: The split.
+        indices: Which of them.
+    """
+
+    def __init__(self, split: FolderSplit, indices: Sequence[int]) -> None:
+        self.split = split
+        self.indices = torch.tensor(
+            indices, dtype=torch.int64
+        )  # not a list, which would be copied into each worker
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Read image `index` of the part, and its class."""
+        return self.split[int(self.indices[index])]
+
+    def describe(self, index: int) -> str:
+        """Return the path of image `index`."""
+        return self.split.describe(int(self.indices[index]))
+
+    def content(self, index: int) -> tuple[Path, int]:
+        """Return the path of image `index`, and its class."""
+        return self.split.content(int(self.indices[index]))
+
+
+def _set_apart(root: Path, split: FolderSplit) -> ImageData:
+    """Return the images of one split as a data set: of each class a fifth, and at least one, to validate on."""
+    of_class: dict[int, list[int]] = {}
+    for index in range(len(split)):
+        of_class.setdefault(split.content(index)[1], []).append(index)
+    if alone := [split.classes[label] for label, indices in of_class.items() if len(indices) < 2]:
+        raise ValueError(
+            f"'{split.root}' has one image of {listed(alone)}, and there is no val/; a class needs one image to train and one to "
+            "validate on: add some, or give val/<class>/ folders"
+        )
+
+    def place(index: int) -> bytes:
+        name = Path(split.describe(index)).relative_to(split.root).as_posix()
+        return hashlib.blake2b(name.encode(errors="surrogateescape"), key=_SEED, digest_size=16).digest()
+
+    val = sorted(
+        index
+        for indices in of_class.values()
+        for index in sorted(indices, key=place)[: max(1, len(indices) // _SHARE)]
+    )
+    chosen = set(val)
+    train = [index for index in range(len(split)) if index not in chosen]
+    count = f"{len(val)} of {len(split)} images, a fifth of each class by the hash of its name"
+    said = f"no folder to validate on: {count}, are set apart"
+    logger.info("%s: %s", root, said)
+    return ImageData(root.resolve().name, split.classes, Part(split, train), Part(split, val), split=said)
 
 
 datasets.register("imagefolder")(Folder())

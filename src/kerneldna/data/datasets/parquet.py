@@ -29,6 +29,7 @@ _LABELS = ("label", "labels", "fine_label")
 class Parquet:
     """Opens a folder of `train-*.parquet` and `validation-*` or `test-*` files, or a hub's "owner/name"."""
 
+    has_splits = True
     form = "a folder of train-*.parquet and validation-*.parquet (or test-*), or a hub name owner/name"
 
     def matches(self, source: str) -> bool:
@@ -38,8 +39,12 @@ class Parquet:
             return folder.is_dir() and any(folder.rglob("*.parquet"))
         return _HUB.fullmatch(source) is not None
 
-    def open(self, source: str) -> ImageData:
+    def open(self, source: str, split: str | None = None) -> ImageData:
         """Open the set; a hub set is downloaded and kept in the hub's own cache.
+
+        Args:
+            source: The folder, or the hub name.
+            split: The split to validate on; by default the first of validation, val, valid, test.
 
         Raises:
             ValueError: If it cannot be loaded, lacks a split, has no column of images or of class labels, its files name the
@@ -66,11 +71,11 @@ class Parquet:
                 f"cannot load {source!r} ({error.__cause__ or error}); give an existing folder of Parquet files, or a hub name "
                 "owner/name that this machine can reach"
             ) from error
-        val = next((name for name in _VAL if name in splits), None)
+        wanted = _VAL if split is None else (split,)
+        val = next((name for name in wanted if name in splits), None)
         if "train" not in splits or val is None:
-            raise ValueError(
-                f"{source!r} has the splits {', '.join(splits)}; it needs train and one of {', '.join(_VAL)}"
-            )
+            either = "one of " * (split is None) + ", ".join(wanted)
+            raise ValueError(f"{source!r} has the splits {', '.join(splits)}; it needs train and {either}")
         features = features or splits["train"].features
         image, label = _columns(source, features)
         train, held_out = _classes(files, features[label].names, label, val)

@@ -1,0 +1,68 @@
+"""How a folder of images is laid out, and what is wrong with one that is no data set.
+
+split       train/<class>/ and val/<class>/
+train       train/<class>/ alone: some of it is set apart to validate on
+classes     <class>/ at the top, likewise
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kerneldna.data.listing import is_leftover, why_not
+
+VAL = ("val", "valid", "validation", "test")
+# folders that are parts of a set, or hold something else than one class
+_PARTS = re.compile(r"(train|training|val|valid|validation|test|testing|dev|images?|annotations?)\d*", re.I)
+
+
+def layout_of(root: Path) -> str | None:
+    """Return "split", "train" or "classes"; None for a folder that is none of these."""
+    if not root.is_dir():
+        return None
+    if (root / "train").is_dir():
+        if any((root / name).is_dir() for name in VAL):
+            return "split"
+        return "train" if _folders(root / "train") else None
+    folders = _folders(root)
+    if len(folders) < 2 or any(_PARTS.fullmatch(folder.name) for folder in folders):
+        return None
+    return "classes" if all(_has_image(folder) for folder in folders) else None
+
+
+def problem_of(source: str) -> str:
+    """Say in words why a folder is no data set."""
+    root = Path(source)
+    folders = _folders(root)
+    parts = [folder.name for folder in folders if _PARTS.fullmatch(folder.name)]
+    if not any(root.iterdir()):
+        return "the folder is empty"
+    if (root / "train").is_dir():
+        return "train/ holds no class folder; put the images of each class into a folder of its name, train/cat/1.jpg"
+    if parts:
+        return f"it has {listed_folders(parts)} and no train/; name the folder of the training images train"
+    if any(path.is_file() and why_not(path) is None for path in root.iterdir()):
+        return "its images lie in no class folder; put those of each class into a folder of its name, train/cat/1.jpg"
+    if len(folders) == 1:
+        return f"it holds one folder, {folders[0].name}/; give that one if it is the data set, or a folder for each class"
+    if empty := [folder.name for folder in folders if not _has_image(folder)]:
+        return f"classes stand at the top, and there is no image in {listed_folders(empty)}; add some, or remove the folders"
+    return "it holds no folder of images"
+
+
+def listed_folders(names: list[str]) -> str:
+    """Return names of folders for a message, the first of them where they are many."""
+    return ", ".join(f"{name}/" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not is_leftover(path.name)]
+
+
+def _has_image(folder: Path) -> bool:
+    """Whether an image lies in a folder, or in one of its sub-folders."""
+    inside = sorted(folder.iterdir())
+    if any(path.is_file() and why_not(path) is None for path in inside):
+        return True
+    return any(_has_image(path) for path in inside if path.is_dir() and not path.is_symlink())
