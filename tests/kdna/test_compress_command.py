@@ -123,3 +123,31 @@ def test_a_timm_name_and_a_file_of_weights(tmp_path):
 def test_weights_are_for_a_name(run):
     result = call("compress", run, "--weights", "own.pth", "--no-progress", code=1)
     assert "is a folder, which has weights; pass --weights with" in result.output.replace("\n", " ")
+
+
+def test_a_stopped_measurement_goes_on(run, tmp_path, monkeypatch):
+    from kerneldna.compression import passes
+
+    folder, calls, original = tmp_path / "new", [], passes.collect
+
+    def collect(*arguments, **options):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(passes, "AT_ONCE", 1)  # one set of layers a pass
+    monkeypatch.setattr(passes, "collect", collect)
+    words = ("compress", run, "--run", folder, "--images", 32, "--epochs", 0, "--no-progress")
+    call(*words, code=130)
+    assert list((folder / "measured").iterdir())
+    before = len(calls)
+    call(*words)
+    whole = len(calls) - before
+    assert not (folder / "measured").exists()
+    calls.clear()
+    calls.extend([0, 0, 0])
+    call("compress", run, "--run", tmp_path / "other", *words[4:])
+    assert whole < len(calls) - 3
+    paths = [path / "compressed" / "model.safetensors" for path in (folder, tmp_path / "other")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -72,6 +73,11 @@ class CompressFolder:
     def compressed(self) -> Path:
         """The network as it was fitted."""
         return self.path / "compressed"
+
+    @property
+    def measured(self) -> Path:
+        """What was measured so far, while it is: a run that is stopped and begun again goes on from there."""
+        return self.path / "measured"
 
     @property
     def recipe(self) -> Path:
@@ -163,7 +169,8 @@ def _compress(
     progress: bool,
 ) -> None:
     teacher, recipe, teacher_folder = found
-    measured, laid = _planned(teacher, recipe, budget, of, images, progress=progress)
+    ways: dict[str, Any] = {"progress": progress, "cache": folder.measured}
+    measured, laid = _planned(teacher, recipe, budget, of, images, **ways)
     if progress:
         log.info("%s", laid)
     small = carried_out(measured, laid, refine=refine, progress=progress)
@@ -182,14 +189,22 @@ def _compress(
         )
         figure.savefig(drawing.enter_context(atomic(folder.curve)), format="png", dpi=144)
     write_json(folder.facts, {**_facts(laid, small), "top1": top1})
+    shutil.rmtree(folder.measured, ignore_errors=True)
 
 
 def _planned(
-    network: nn.Module, recipe: Recipe, budget: float, of: str, images: int, *, progress: bool
+    network: nn.Module,
+    recipe: Recipe,
+    budget: float,
+    of: str,
+    images: int,
+    *,
+    progress: bool,
+    cache: Path | None = None,
 ) -> tuple[Any, CompressionPlan]:
     data = open_data(recipe.data.source)
     loader = calibration_loader(labelled_for(network, data), recipe, images=images)
-    measured = measure(network, loader, limit=images, progress=progress)
+    measured = measure(network, loader, limit=images, progress=progress, cache=cache)
     return measured, planned(measured, budget=budget, of=of)
 
 
