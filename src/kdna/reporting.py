@@ -99,7 +99,7 @@ def worded(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         remedy = _ERRNO.get(error.errno, HINT)
-        return f"'{os.fsdecode(error.filename)}': {os.strerror(error.errno).lower()}; {remedy}"
+        return f"'{_cut(os.fsdecode(error.filename))}': {os.strerror(error.errno).lower()}; {remedy}"
     if isinstance(error, ModuleNotFoundError) and not _is_own(error):
         return f"{error}; pip install 'kerneldna[all]' installs what its commands need"
     own = isinstance(error, _WORDED) and not isinstance(error, _OF_PYTHON) and _is_own(error)

@@ -185,3 +185,9 @@ def test_commands_print_in_one_place():
         }
         if path.name != "terminal.py":
             assert not {"print", "Console", "Table"} & (names | imported), path.name
+
+
+def test_a_name_that_is_too_long_is_cut():
+    message = worded(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000))
+    assert message.endswith("...': file name too long; give a shorter name")
+    assert len(message) < 500
