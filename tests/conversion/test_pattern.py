@@ -1,5 +1,8 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from damage import outcome
 from kerneldna.conversion.pattern import Slot, parse, resolve, written
 
 BIG, SMALL = (8, 8, 3, 3), (8, 4, 3, 3)
@@ -76,3 +79,32 @@ def test_pairs_that_are_not_the_nearest_have_numbers():
     pattern = written(blocks, pairs)
     assert str(pattern) == "S1S2-F1F2"
     assert resolve(pattern, blocks) == pairs
+
+
+LETTERS = st.text("FS-0123456789 １²x", max_size=14) | st.text(max_size=14) | st.just("F" + "9" * 5000)
+
+
+@settings(max_examples=200)
+@given(LETTERS)
+def test_any_text_is_a_pattern_or_refused_by_name(text):
+    opened, pattern = outcome(lambda: parse(text), "pattern ")
+    if opened:
+        assert str(pattern) == text
+        assert parse(str(pattern)) == pattern
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.lists(st.sampled_from([BIG, SMALL]), min_size=1, max_size=3), min_size=1, max_size=4),
+    st.data(),
+)
+def test_any_pattern_on_any_stage_finds_parents_of_one_shape_or_says_which_layer_has_none(shapes, data):
+    blocks = slots(*shapes)
+    text = "-".join("".join(data.draw(st.sampled_from("FS")) for _ in block) for block in shapes)
+    opened, pairs = outcome(lambda: resolve(parse(text), blocks, stage="layer3"), "layer3")
+    if opened:
+        shape_of = {slot.name: slot.shape for block in blocks for slot in block}
+        assert len(pairs) == text.count("S")
+        assert all(shape_of[child] == shape_of[parent] for child, parent in pairs.items())
+        assert not pairs.keys() & set(pairs.values())
+        assert resolve(written(blocks, pairs), blocks) == pairs

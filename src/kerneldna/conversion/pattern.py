@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kerneldna.reading.shown import shown
+
 Shape = tuple[int, ...]
-_LETTER = re.compile(r"([FS])(\d*)")
+_LETTER = re.compile(r"([FS])(0|[1-9][0-9]{0,3}|)")
 
 
 class Slot(NamedTuple):
@@ -62,9 +64,13 @@ def parse(text: str) -> Pattern:
         if letter.index is None:
             continue
         if letter.shared and letter.index not in numbers:
-            raise ValueError(f"pattern {text!r}: {letter} has no F{letter.index} to take its kernel from")
+            raise ValueError(
+                f"pattern {shown(text)}: {letter} has no F{letter.index} to take its kernel from"
+            )
         if not letter.shared and numbers.count(letter.index) > 1:
-            raise ValueError(f"pattern {text!r}: {letter} stands twice; each F needs a number of its own")
+            raise ValueError(
+                f"pattern {shown(text)}: {letter} stands twice; each F needs a number of its own"
+            )
     return Pattern(blocks)
 
 
@@ -130,11 +136,11 @@ def written(blocks: Sequence[Sequence[Slot]], pairs: Mapping[str, str]) -> Patte
 def _parse_block(group: str, text: str) -> tuple[Letter, ...]:
     if not group:
         raise ValueError(
-            f"pattern {text!r} has an empty block; write one F or S per layer, blocks joined by '-'"
+            f"pattern {shown(text)} has an empty block; write one F or S per layer, blocks joined by '-'"
         )
     if rest := _LETTER.sub("", group):
         raise ValueError(
-            f"pattern {text!r}: {rest[0]!r} is not a letter of the pattern language (F, S, '-', numbers)"
+            f"pattern {shown(text)}: {rest[0]!r} is not a letter of the pattern language (F, S, '-', numbers)"
         )
     return tuple(Letter(kind == "S", int(n) if n else None) for kind, n in _LETTER.findall(group))
 
