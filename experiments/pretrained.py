@@ -13,6 +13,8 @@ copy       KernelDNA's children as copies of their parents, distilled
 pruned     channels of least magnitude removed by Torch-Pruning, to as many parameters (pruned_macs: to as few MACs), distilled
 narrow     a narrower network, trained from scratch with the labels
 on         the teacher trained on with the labels
+
+--table prints what is there as Markdown, and does nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import timm
@@ -270,18 +273,55 @@ def wanted(seeds: list[int], kinds: list[str] | None) -> Iterator[tuple[str, flo
     yield from (row for row in rows if not kinds or row[0] in kinds)
 
 
+def table(folder: Path) -> str:
+    """Return the finished rows of a network as Markdown: means over seeds, with the standard deviation where there are several."""
+    found: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*.json")):
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault((-facts["budget"], facts["row"]), []).append(facts)
+    whole = found[-1.0, "teacher"][0]
+    lines = [
+        "| | parameters | MACs | fitted, % | converted, % | trained on, % | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (budget, row), facts in sorted(found.items()):
+        shares = [
+            f"{facts[0][key] / 1e6:.2f} M ({facts[0][key] / whole[key]:.2f})"
+            for key in ("parameters", "macs")
+        ]
+        cells = [
+            _spread([each[key] for each in facts if key in each]) for key in ("fitted", "converted", "top1")
+        ]
+        name = row if budget == -1 else f"{row}, {-budget:g}"
+        lines.append(f"| {name} | {' | '.join([*shares, *cells, str(len(facts))])} |")
+    return "\n".join(lines)
+
+
+def _spread(shares: list[float]) -> str:
+    if not shares:
+        return ""
+    percent = [100 * share for share in shares]
+    return f"{mean(percent):.1f}" + (f" ± {stdev(percent):.1f}" if len(percent) > 1 else "")
+
+
 def main() -> None:
     """Train, shrink and measure what is not there yet."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("network", choices=["resnet50_half", "tf_efficientnet_lite0"])
-    parser.add_argument("--weights", type=Path, required=True, help="of ImageNet, a safetensors file")
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/, val/ and test/")
+    parser.add_argument("--weights", type=Path, help="of ImageNet, a safetensors file")
+    parser.add_argument("--data", type=Path, help="folder with train/, val/ and test/")
+    parser.add_argument("--table", action="store_true", help="print the finished rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", help="only these rows")
     parser.add_argument("--results", type=Path, default=Path("experiments/results/pretrained"))
     given = parser.parse_args()
+    if given.table:
+        print(table(given.results / given.network))
+        return
+    if given.weights is None or given.data is None:
+        parser.error("--weights and --data are needed")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     rows = Rows(given)
     for kind, budget, seed in wanted(given.seeds, given.kinds):
