@@ -36,6 +36,7 @@ def make_app() -> Typer:
         inspect,
         listing,
         predict,
+        recipe,
         report,
         table,
         train,
@@ -64,6 +65,7 @@ def make_app() -> Typer:
         "bench": bench.bench,
         "report": report.report,
         "list": listing.listing,
+        "recipe": recipe.recipe,
         "table": table.table,
     }
     for name, command in commands.items():

@@ -18,7 +18,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs, the exported files and the report.")] = Path(
         "demo"
     ),
-    epochs: Annotated[int | None, typer.Option(help="Epochs of each run. Default: the recipes' own.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each run. Default: the recipes' own.")
+    ] = None,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
     """Train a plain and a KernelDNA ResNet18 on scanned digits, export and fuse both, compare them in report.html."""
@@ -63,7 +65,13 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     from kerneldna.training.run_folder import RunFolder
     from kerneldna.training.trainer import train
 
-    recipe = load_recipe(name, overrides=[] if epochs is None else [f"schedule.epochs={epochs}"])
+    # the warm-up has to end first
+    shorter = (
+        []
+        if epochs is None
+        else [f"schedule.epochs={epochs}", f"schedule.warmup_epochs={min(1, epochs / 2):g}"]
+    )
+    recipe = load_recipe(name, overrides=shorter)
     folder = RunFolder(path)
     train(recipe, run_dir=folder.path, resume=True, progress=progress)
     model = checkpoint.load(folder.model_dir)

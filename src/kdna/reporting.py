@@ -9,8 +9,10 @@ import errno
 import functools
 import logging
 import os
+import platform
 from collections.abc import Callable
 from contextvars import ContextVar
+from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
 import typer
@@ -49,11 +51,28 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+def _say_version(wanted: bool) -> None:
+    """Print versions and end; the packages are not imported."""
+    if wanted:
+        own, *others = (f"{name} {version_of(name)}" for name in ("kerneldna", "torch", "timm"))
+        say(f"{own} ({', '.join(others)}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
 def settings(
     traceback: Annotated[
         bool,
         typer.Option(
             FLAG, help="Show the traceback of an error, as KDNA_TRACEBACK=1 in the environment does."
+        ),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_say_version,
+            help="Show the version and those of torch and timm.",
         ),
     ] = False,
 ) -> None:

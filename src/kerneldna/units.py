@@ -26,6 +26,15 @@ def rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units: 4010 -> "1 h 7 min", 75 -> "1 min 15 s"."""
+    whole = round(seconds)
+    for long, name, short, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= long:
+            return f"{whole // long} {name} {whole % long // short} {part}"
+    return f"{whole} s"
+
+
 def signed(value: float, digits: int) -> str:
     """Write a difference with its sign, a true minus: -0.451 -> "−0.45"."""
     return f"{value:+.{digits}f}".replace("-", "−")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import suggest
 from kerneldna.training.checkpoint_file import WholeCheckpoints
 from kerneldna.training.processes import watch_children_
+from kerneldna.units import duration
 
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _LOGGERS = ("csv", "tensorboard", "wandb")
@@ -106,11 +108,27 @@ def quiet() -> Iterator[None]:
 
 
 class _ProgressBar(RichProgressBar):
-    """Counts epochs from 1, and shows figures alone."""
+    """Counts epochs from 1, and shows figures alone, and the time that the whole run still takes."""
+
+    _began: tuple[float, int] | None = None  # when, and at which step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._began = time.monotonic(), trainer.global_step
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+        figures = {name: value for name, value in metrics.items() if name != "v_num"}
+        left = self._left(trainer)
+        return figures if left is None else {**figures, "left": duration(left)}
+
+    def _left(self, trainer: Trainer) -> float | None:
+        """Return the seconds until the run's end, evaluations included, at the pace since its start; None where none is known."""
+        if self._began is None or not trainer.training:
+            return None
+        since, first = self._began
+        done, steps = trainer.global_step - first, int(trainer.estimated_stepping_batches)
+        return (time.monotonic() - since) / done * (steps - trainer.global_step) if done else None
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"

@@ -1,0 +1,38 @@
+"""kdna recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdna.terminal import say
+
+
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name (kdna list recipes), or a YAML file.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value: optimizer.lr=0.05. Repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="YAML file to write it to, to change and train by.")
+    ] = None,
+) -> dict[str, Any]:
+    """Print a recipe whole, with a comment for every key: a file to copy and change."""
+    from kerneldna.files import write_text
+    from kerneldna.recipes.commented import commented
+    from kerneldna.recipes.recipe import load_recipe
+
+    chosen = load_recipe(name, overrides=set_ or [])
+    if out is None:
+        say(commented(chosen))
+    else:
+        write_text(out, commented(chosen))
+    return {
+        "file": out and str(out),
+        "recipe": chosen.name,
+        "task": chosen.task,
+        "model": chosen.model.name,
+        "method": chosen.model.method,
+    }
