@@ -28,15 +28,14 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.transforms import functional
 
-from kerneldna.compression.compress import carried_out
+from kerneldna.compression.compress import carried_out, refine_once_
 from kerneldna.compression.images import answers
 from kerneldna.compression.measure import Measured, measure
 from kerneldna.compression.plan import planned
 from kerneldna.files import write_json
 from kerneldna.network import surgery
 
-ROWS = (("3x3", 0.44), ("3x3", 0.56), ("all", 0.7), ("all", 0.5))
-ROUNDS = 2
+ROWS = (("3x3", 0.44), ("all", 0.7), ("3x3", 0.56), ("all", 0.5))
 
 
 def main() -> None:
@@ -48,6 +47,7 @@ def main() -> None:
         "--data", type=Path, required=True, help="the folder with coco_mini.tar and pretrained/"
     )
     parser.add_argument("--cache", type=Path, default=Path("runs/compression"), help="what is measured")
+    parser.add_argument("--rounds", type=int, default=2, help="of refinement")
     parser.add_argument(
         "--out", type=Path, default=Path("experiments/results/compression/resnet50_half_width.json")
     )
@@ -65,12 +65,12 @@ def main() -> None:
     result.setdefault("measuring_cpu_seconds", round(time.process_time() - started, 1))
     for what, keep in ROWS:
         if not any(row["layers"] == what and row["keep"] == keep for row in result["rows"]):
-            result["rows"].append(run(measured, what, keep, unseen))
+            result["rows"].append(run(measured, what, keep, unseen, rounds=given.rounds))
             write_json(given.out, result)
             print(json.dumps({k: v for k, v in result["rows"][-1].items() if k != "groups"}))
 
 
-def run(measured: Measured, what: str, keep: float, unseen: Tensor) -> dict[str, Any]:
+def run(measured: Measured, what: str, keep: float, unseen: Tensor, *, rounds: int) -> dict[str, Any]:
     """Compress to a share of the 3x3 kernels' parameters, or of all, and measure."""
     total = surgery.parameters_of(measured.model)
     if what == "3x3":
@@ -95,13 +95,17 @@ def run(measured: Measured, what: str, keep: float, unseen: Tensor) -> dict[str,
         "predicted_damage": laid.damage,
         "errors": [],
     }
-    for rounds in range(ROUNDS + 1):
+    small = None
+    for done in range(rounds + 1):
         started = time.process_time()
-        small = carried_out(measured, laid, refine=rounds)
+        if small is None:
+            small = carried_out(measured, laid, refine=0)
+        else:
+            refine_once_(measured, laid, small, bases=done > 1)
         after = answers(small, unseen)[0].double()
         row["errors"].append(
             {
-                "rounds": rounds,
+                "rounds": done,
                 "relative_squared_error": float((after - before).square().sum() / before.square().sum()),
                 "cosine": float(nn.functional.cosine_similarity(after, before).mean()),
                 "cpu_seconds": round(time.process_time() - started, 1),

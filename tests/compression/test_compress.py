@@ -17,6 +17,7 @@ from kerneldna.compression.images import answers
 from kerneldna.compression.measure import Measured, measure
 from kerneldna.compression.plan import planned
 from kerneldna.compression.refine import refine_
+from kerneldna.conversion.convert import set_state
 from kerneldna.layers.basis import Mixed
 from kerneldna.registry import methods
 
@@ -160,6 +161,8 @@ def test_biases_follow_the_means(seen):
     [
         ("train", {}, "is in training mode.*call model.eval"),
         ("convert", {}, r"is converted already \(sharedbasis\); compress the network as it was before"),
+        ("parallel", {}, "nn.DataParallel was given; compress model.module"),
+        ("detector", {}, "a detector was given; compress the network that is its backbone"),
         ("fuse", {}, "is fused; compress it as it was before"),
         (
             "",
@@ -180,6 +183,10 @@ def test_what_cannot_be_compressed(trained, seen, change: str, options, message:
         model.train()
     elif change == "convert":
         kd.convert_(model, methods.get("sharedbasis")(), input_size=(3, 16, 16))
+    elif change == "parallel":
+        model = nn.DataParallel(model)
+    elif change == "detector":
+        set_state(model, detector={"classes": ["a"]})
     elif change == "fuse":
         kd.fuse_(model, probe=seen[:2])
     with pytest.raises(ValueError, match=message):

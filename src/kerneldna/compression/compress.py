@@ -119,10 +119,25 @@ def carried_out(
             surgery.replace_(small, name, layer)
     reparameterize.refuse_(small)
     set_state(small, plan=conversion.to_dict())
-    at_once = spread(measured.images, images_at_once(measured.traced))
     for done in range(refine):
-        if done:
-            sharing = [each.layers for each in laid.groups]
-            refit_bases_(model, small, measured.images, sharing, progress=progress)
-        refine_(model, small, at_once, progress=progress)
+        refine_once_(measured, laid, small, bases=done > 0, progress=progress)
     return small
+
+
+def refine_once_(
+    measured: Measured, laid: CompressionPlan, small: nn.Module, *, bases: bool, progress: bool = True
+) -> None:
+    """Run one round of refinement on a compressed network, in place.
+
+    Args:
+        measured: The network and what was measured on it.
+        laid: What was changed.
+        small: The compressed network.
+        bases: Refit the bases before mixes, biases and BatchNorm statistics.
+        progress: Show progress bars.
+    """
+    if bases:
+        sharing = [each.layers for each in laid.groups]
+        refit_bases_(measured.model, small, measured.images, sharing, progress=progress)
+    at_once = spread(measured.images, images_at_once(measured.traced))
+    refine_(measured.model, small, at_once, progress=progress)

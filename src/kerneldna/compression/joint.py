@@ -3,11 +3,11 @@
     least sum_l sum_o g_o E[(y_lo - m_lo (B + d F) u^)^2] over d and M_l in turn        g_o = 1 / var(y_o)
 
 y is what the original's layer gives, u^ what the compressed network's sees, F the frame (`kerneldna.compression.statistics`), all
-centred. For given mixes d solves, by conjugate gradients,
+centred. For given mixes d solves, by conjugate gradients with z = F u^, v = B u^, S = E[z z'],
 
-    sum_l M_l' G_l M_l d S_l = sum_l M_l' G_l (E[y z'] - M_l E[v z'])        z = F u^, v = B u^, S = E[z z']
+    sum_l M_l' G_l M_l d S_l = sum_l M_l' G_l (E[y z'] - M_l E[v z'])
 
-For a given basis the mixes are a regression.
+and for a given basis the mixes are a regression.
 """
 
 from __future__ import annotations

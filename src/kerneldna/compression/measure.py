@@ -143,6 +143,8 @@ def _check(model: nn.Module, kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(suggest("kind of layer", kind, KINDS))
+    if isinstance(model, nn.DataParallel):
+        raise ValueError("nn.DataParallel was given; compress model.module")
     if any(module.training for module in model.modules()):
         raise ValueError(
             "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"

@@ -26,7 +26,7 @@ from kerneldna.progress import bar
 
 POSITIONS = 64
 PULL = 1e-3  # towards the mix as it is, as a share of the mean variance of what the basis gives
-ACTIVATIONS = 2 * 2**30  # bytes of the largest layer's inputs and outputs
+ACTIVATIONS = 2**30  # bytes of the largest layer's inputs and outputs
 
 
 @torch.no_grad()
@@ -48,10 +48,23 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
     targets: dict[str, list[Tensor]] = {name: [] for name in mixed}
     moments: dict[str, _Moments] = {name: _Moments() for name in norms}
 
+    ran: set[str] = set()  # in this batch: of a module that runs several times, the first is noted
+
     def note(name: str) -> Any:
         def hook(layer: Any, given: tuple[Tensor, ...], y: Tensor) -> None:
+            if name in ran:
+                return
+            ran.add(name)
             at = places(layer, given[0], most=POSITIONS, seed=f"{name} {len(targets[name])}")
             targets[name].append(outputs(layer, y, at).float())
+
+        return hook
+
+    def note_norm(name: str) -> Any:
+        def hook(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if name not in ran:
+                ran.add(name)
+                moments[name].add(norm, given)
 
         return hook
 
@@ -59,9 +72,9 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
         for name in mixed:
             hooks.callback(surgery.get(original, name).register_forward_hook(note(name)).remove)
         for name in norms:
-            hook = moments[name].add
-            hooks.callback(surgery.get(original, name).register_forward_pre_hook(hook).remove)
+            hooks.callback(surgery.get(original, name).register_forward_pre_hook(note_norm(name)).remove)
         for batch in bar(images.split(BATCH), text="Noting what layers give", on=progress):
+            ran.clear()
             original(batch.to(like.device, like.dtype))
     done = iter(bar(range(len(mixed)), text="Refining layer by layer", on=progress))
     with ExitStack() as hooks:
@@ -125,10 +138,12 @@ def _following(original: Any, before: _Moments) -> Any:
         for part in given[0].split(BATCH):
             now.add(norm, (part,))
         new_mean, new_variance = now.mean_and_variance()
-        norm.running_mean.copy_(original.running_mean + (new_mean - mean).to(norm.running_mean))
+        # mean and variance of what comes out are then those of the original on these images
         floor = 1e-12 * variance.mean().clamp_min(1e-30)
         share = (new_variance + floor) / (variance + floor)
-        norm.running_var.copy_(original.running_var * share.to(norm.running_var))
+        offset = (mean - original.running_mean.double()) * share.sqrt()
+        norm.running_mean.copy_((new_mean - offset).to(norm.running_mean))
+        norm.running_var.copy_((original.running_var.double() * share).to(norm.running_var))
         before.count = 0  # once
 
     return hook
