@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -115,6 +116,39 @@ def test_it_fits(show, runs, width, scheme):
     assert dark == (scheme == "dark")
 
 
+STRUCK = """() => {
+    const line = document.querySelector('#pareto .front');
+    const places = Array.from({length: line.getTotalLength()}, (_, at) => line.getPointAtLength(at));
+    return [...document.querySelectorAll('#pareto .label')].filter(label => {
+        const box = label.getBBox();
+        return places.some(({x, y}) => x > box.x && x < box.x + box.width && y > box.y + 2 && y < box.y + box.height - 2);
+    }).map(label => label.textContent);
+}"""
+OVERFLOWING = """() => [...document.querySelectorAll('.heat .number')].filter(text => {
+    const cell = text.previousElementSibling.getBoundingClientRect(), own = text.getBoundingClientRect();
+    return own.left < cell.left || own.right > cell.right;
+}).map(text => text.textContent)"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_texts_stay_clear_of_lines_and_edges(show, width):
+    small = {"layer3.0.conv1": {"parent": "layer3.0.conv2", "spatial": [[-0.0312, 0.0006, 0.0]] * 3}}
+    plain, *others = [replace(each, attentions=small) for each in MANY[:7]]
+    page = show([replace(plain, stages=(), attentions={}), *others], width=width)
+    for cost in ("Compute", "Images/s", "Parameters"):  # rising, falling, and a front of one run
+        page.locator("#pareto label", has_text=cost).click()
+        assert page.evaluate(STRUCK) == []
+        assert page.locator("#pareto .label").count() >= (7 if width > 400 else 3)
+    assert page.locator("#attention .number").all_text_contents()[:2] == ["−0.031", "+0.001"]
+    assert page.evaluate(OVERFLOWING) == []
+    # the first run with children is looked at first
+    assert page.locator("#cka h3").first.inner_text() == f"{others[0].name}: own"
+    assert page.locator("#cka select").input_value() == "1"
+    accuracy = page.locator("#comparison tbody td").first
+    assert "%" in accuracy.inner_text()
+    assert accuracy.bounding_box()["x"] + accuracy.bounding_box()["width"] <= width
+
+
 def test_it_stands_without_a_script(show):
     page = show(MANY, java_script_enabled=False)
     assert len(names(page)) == 16
@@ -126,7 +160,7 @@ def test_it_stands_without_a_script(show):
 def test_columns_sort(show):
     page = show(MANY)
     original = names(page)
-    head = page.locator("#comparison thead th").nth(1)
+    head = page.locator("#comparison thead th").nth(2)
     assert head.inner_text() == "Parameters"
     for order, expected in (
         ("ascending", original[::-1]),

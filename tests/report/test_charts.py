@@ -61,3 +61,10 @@ def test_data_cannot_end_its_script_element():
     text = embed({"name": "</script><script>alert(1)</script><!--"})
     assert "<" not in text
     assert json.loads(text)["name"].startswith("</script>")
+
+
+def test_runs_with_children_are_known():
+    layers = [{"name": "a", "role": "full"}, {"name": "b", "role": "child"}]
+    stages = [{"name": "s", "blocks": [{"name": "s.0", "layers": layers[:end]}]} for end in (1, 2)]
+    runs = [RUN, *(replace(RUN, stages=[stage]) for stage in stages)]
+    assert [run["shares"] for run in chart_data(runs)["runs"]] == [False, False, True]

@@ -48,6 +48,7 @@ def chart_data(runs: Sequence[RunReport]) -> dict[str, Any]:
                 "top1": run.top1,
                 "deviation": run.deviation,
                 "seeds": len(run.top1_seeds),
+                "shares": has_children(run),
                 "values": {each.field: getattr(run, each.field) for each in known},
                 "texts": {each.field: _text(each, run) for each in known},
                 "curves": _curves(run.curves),
@@ -63,6 +64,12 @@ def chart_data(runs: Sequence[RunReport]) -> dict[str, Any]:
 def has_curves(run: RunReport) -> bool:
     """Say whether a run has a curve with a value in it."""
     return any(value is not None for kind in KINDS for value in run.curves.get(kind, ()))
+
+
+def has_children(run: RunReport) -> bool:
+    """Say whether a layer of a run takes its kernel from another: the runs that a reader came for."""
+    layers = (layer for stage in run.stages for block in stage["blocks"] for layer in block["layers"])
+    return any(layer["role"] == "child" for layer in layers)
 
 
 def embed(data: Mapping[str, Any]) -> str:

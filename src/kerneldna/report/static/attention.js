@@ -11,7 +11,7 @@ function drawAttentions() {
     const { families } = runs[index];
     const all = families.flatMap((family) => family.children.flatMap((child) => child.values.flat()));
     const limit = Math.max(...all.map(Math.abs)) || 1;
-    const digits = limit >= 0.1 ? 2 : 3;
+    const digits = Math.min(Math.max(2, 1 - Math.floor(Math.log10(limit))), 6); // two that count, of the largest
     const colour = (value) => signed((value / limit + 1) / 2);
     const cards = families.map(({ parent, children }) => {
       const maps = children.map((child) => attentionMap(child, parent, { colour, digits }));
@@ -24,7 +24,8 @@ function drawAttentions() {
 
 function attentionMap({ name, values }, parent, { colour, digits }) {
   const size = Math.max(values.length, values[0].length);
-  const side = size <= 3 ? 40 : Math.max(14, Math.floor(132 / size));
+  const texts = size <= 3 ? values.flat().map((value) => (value === null ? "" : withSign(value, digits))) : [];
+  const side = size <= 3 ? Math.max(40, roomFor(texts)) : Math.max(14, Math.floor(132 / size));
   const label = `Spatial attention of ${name}; arrow keys go through the positions`;
   const picture = svg("svg", { class: "heat", width: side * values[0].length + 2, height: side * values.length + 2, role: "img", "aria-label": label });
   cells(picture, values, {

@@ -1,12 +1,14 @@
 
 // A choice of one run out of several, at the head of a section.
 
-/** Show the first of `indices` (places of runs); offer the others in a list. */
+/** Show one of `indices` (places of runs), the first that shares kernels; offer the others in a list. */
 function choose(whole, indices, show) {
+  const first = indices.find((index) => runs[index].shares) ?? indices[0];
   if (indices.length > 1) {
-    const dot = html("span", { class: `dot run-${runs[indices[0]].colour}` });
+    const dot = html("span", { class: `dot run-${runs[first].colour}` });
     const list = html("select", { "aria-label": "Run" });
     list.append(...indices.map((index) => html("option", { value: index }, runs[index].name)));
+    list.value = first;
     list.addEventListener("change", () => {
       leave();
       dot.setAttribute("class", `dot run-${runs[list.value].colour}`);
@@ -17,7 +19,7 @@ function choose(whole, indices, show) {
     title.before(head);
     head.append(title, html("div", { class: "choose" }, dot, list));
   }
-  show(indices[0]);
+  show(first);
 }
 
 /** Return a group of radio buttons, one of them chosen; pick(value) is called on another choice. */

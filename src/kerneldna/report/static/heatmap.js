@@ -30,9 +30,14 @@ function withSign(value, digits) {
   return `${Number(text) === 0 ? "" : value < 0 ? "−" : "+"}${text}`;
 }
 
+const DIGIT = 6.4; // width of a digit or a sign in a cell, in pixels
+
+/** Return how wide a cell is that has room for the longest of these texts. */
+const roomFor = (texts) => Math.ceil(DIGIT * Math.max(0, ...texts.map((text) => text.length))) + 6;
+
 /**
  * Draw the cells of a table of numbers into a picture, and let them be pointed at.
- * colour(value): channels; write(value): the number in a cell, or null for none; show(row, column, x, y): tell about a cell.
+ * colour(value): channels; write(value): the number in a cell, left out where it has no room, or null for none; show(row, column, x, y): tell about a cell.
  */
 function cells(picture, values, { left, top, side, gap, colour, write, show, hide = () => {} }) {
   const group = svg("g", {});
@@ -48,7 +53,7 @@ function cells(picture, values, { left, top, side, gap, colour, write, show, hid
       const channels = colour(value);
       group.append(svg("rect", { ...box, fill: rgb(channels) }));
       const text = write(value);
-      if (text !== null) {
+      if (text !== null && roomFor([text]) <= inner + 2) {
         const ink = lightness(channels) > 0.55 ? "dark" : "light";
         group.append(svg("text", { class: `number ${ink}`, x: x + inner / 2, y: y + inner / 2 + 4 }, text));
       }

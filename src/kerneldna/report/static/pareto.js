@@ -64,12 +64,13 @@ function paretoPicture(measure, width, box) {
     );
   costTicks(picture, measure, axis, x, frame, height);
   const best = front(points, measure.better);
-  picture.append(svg("path", { class: "front", d: steps(best, measure.better, x, y, frame) }));
+  const corners = staircase(best, measure.better, x, y, frame);
+  picture.append(svg("path", { class: "front", d: `M${corners.map((corner) => corner.join(" ")).join("L")}` }));
   for (const point of points) {
     Object.assign(point, { x: x(point.cost), y: y(point.top1), best: best.includes(point), reach: Math.abs(y(0) - y(point.run.deviation ?? 0)) });
     picture.append(...symbol(point, y));
   }
-  labels(picture, points, frame);
+  labels(picture, points, corners, frame);
   pointAtRuns(picture, points, frame);
   return [picture];
 }
@@ -98,14 +99,13 @@ function costTicks(picture, measure, axis, x, frame, height) {
   );
 }
 
-/** Return the front as a staircase: what is on its far side is beaten. */
-function steps(best, better, x, y, frame) {
+/** Return the corners of the front, a staircase: what is on its far side is beaten. */
+function staircase(best, better, x, y, frame) {
   const places = best.map((point) => [x(point.cost), y(point.top1)]);
   if (better === "more") places.reverse();
-  const [first, ...others] = places;
-  let line = `M${first[0]} ${frame.bottom}V${first[1]}`;
-  for (const [across, up] of others) line += `H${across}V${up}`;
-  return `${line}H${better === "less" ? frame.right : frame.left}`;
+  const corners = [[places[0][0], frame.bottom], places[0]];
+  for (const [across, up] of places.slice(1)) corners.push([across, corners.at(-1)[1]], [across, up]);
+  return [...corners, [better === "less" ? frame.right : frame.left, corners.at(-1)[1]]];
 }
 
 /** Return the error bar and the mark of a run: the second ten runs are squares. */
@@ -119,9 +119,13 @@ function symbol({ run, x, y, best }, up) {
   return [...bar, mark];
 }
 
-/** Write names beside their points where they cover nothing; those on the front come first. */
-function labels(picture, points, frame) {
+/** Write names beside their points where they cover no point and no line; those on the front come first. */
+function labels(picture, points, corners, frame) {
   const taken = points.map(({ x, y, reach }) => [x - 9, y - Math.max(9, reach), x + 9, y + Math.max(9, reach)]);
+  corners.slice(1).forEach(([x, y], place) => {
+    const [across, up] = corners[place];
+    taken.push([Math.min(x, across) - 1, Math.min(y, up) - 1, Math.max(x, across) + 1, Math.max(y, up) + 1]);
+  });
   const apart = (box) => taken.every((other) => box[2] < other[0] || other[2] < box[0] || box[3] < other[1] || other[3] < box[1]);
   for (const point of [...points].sort((a, b) => b.best - a.best)) {
     const { name } = point.run;
@@ -129,7 +133,9 @@ function labels(picture, points, frame) {
     picture.append(text);
     const [wide, tall] = [text.getComputedTextLength(), 14];
     const [above, below] = [-Math.max(9, point.reach) - tall - 2, Math.max(9, point.reach) + 2];
-    const offers = [[13, -7], [-13 - wide, -7], [-wide / 2, above], [-wide / 2, below], [0, above], [0, below], [-wide, above], [-wide, below]];
+    const offers = [[13, -7], [-13 - wide, -7]];
+    for (const side of [-13 - wide, 13]) offers.push([side, -2 - tall], [side, 3]); // beside it, off a line through the point
+    for (const up of [above, below]) offers.push([-wide / 2, up], [0, up], [-wide, up]);
     const place = offers
       .map(([dx, dy]) => [point.x + dx, point.y + dy, point.x + dx + wide, point.y + dy + tall])
       .find((box) => box[0] >= frame.left && box[2] <= frame.right && box[1] >= frame.top - 8 && box[3] <= frame.bottom && apart(box));
@@ -174,6 +180,7 @@ function pointAtRuns(picture, points, frame) {
 function numbers({ run, best }) {
   const rows = [[null, "Accuracy", percent(run.top1)]];
   if (run.deviation !== null) rows.push([null, `Deviation, ${run.seeds} seeds`, `± ${(100 * run.deviation).toFixed(2)}`]);
+  else rows.push([null, "Seeds", "one"]);
   for (const each of data.measures) if (run.texts[each.field] !== null) rows.push([null, each.label, run.texts[each.field]]);
   if (best) rows.push([null, "On the Pareto front", ""]);
   return tipTable(rows);
