@@ -126,10 +126,41 @@ def test_cells(written, changes, expected):
     assert f"\n{expected}\n" in Page(written([BARE, replace(BARE, **changes)])).text
 
 
+def test_a_difference_is_green_only_where_seeds_bear_it_out(written):
+    seeds = replace(BARE, top1=0.5, top1_seeds=[0.49, 0.50, 0.51])
+    near, far = (
+        replace(seeds, top1=top1, top1_seeds=[top1 - 0.01, top1, top1 + 0.01]) for top1 in (0.51, 0.6)
+    )
+    assert (
+        'class="good"'
+        not in written([BARE, replace(BARE, top1=0.99, images_per_second=9.0)]).split("<script")[0]
+    )
+    assert (
+        'class="good"' not in written([replace(BARE, top1=0.5), far]).split("<script")[0]
+    )  # one seed beside three
+    assert 'class="good"' not in written([seeds, near]).split("<script")[0]
+    assert '<small class="good">+10.00 points</small>' in written([seeds, far])
+    text = Page(written([seeds, near, far])).text
+    for expected in (
+        "95 %: −1.27 to +3.27",
+        "95 %: +7.73 to +12.27",
+        "interval of the difference over seeds",
+    ):
+        assert expected in text
+
+
+def test_a_single_seed_says_so(written):
+    text = Page(written([BARE, replace(BARE, top1=0.9, images=100)])).text
+    assert text.count("\none seed\n") == 2
+    assert "95 %: 82.6–94.5" in text
+    assert "another seed can lie outside it" in text
+    assert "Every point is of one seed" in text
+
+
 def test_a_cell_carries_the_number_to_sort_by(written):
     values = [value for _, key, value in Page(written([BARE, DNA])).attributes if key == "data-value"]
 
-    assert values[:4] == ["11689512", "1814000000", "46800000", "0.97"]
+    assert values[:4] == ["0.97", "11689512", "1814000000", "46800000"]
 
 
 def test_what_a_run_does_not_have_leaves_its_section_out(written):

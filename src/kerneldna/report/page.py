@@ -88,6 +88,9 @@ def _pareto(runs: Sequence[RunReport]) -> str:
     )
     if any(run.deviation is not None for run in runs):
         how += " Bars: one standard deviation over seeds, up and down."
+    if single := [run for run in runs if run.deviation is None]:
+        which = "Every point is" if len(single) == len(runs) else "A point without a bar is"
+        how += f" {which} of one seed: another seed may order them otherwise."
     return _chart("pareto", "Accuracy and cost", how=how)
 
 

@@ -21,6 +21,7 @@ class RunReport:
         stored_bytes: Size of the checkpoint in bytes.
         top1: Accuracy, fraction 0-1; of several seeds, their mean.
         top1_seeds: The accuracy of each seed; empty for a single run.
+        images: Of how many images the accuracy is a share; None where that is not known.
         latency_ratio: Time relative to the first run, both measured interleaved; 1.0 is the same. None if not timed.
         latency_spread: Quartiles of that ratio over the rounds, 25 % and 75 %.
         images_per_second: Throughput; None if not timed.
@@ -44,6 +45,7 @@ class RunReport:
     stored_bytes: int
     top1: float
     top1_seeds: Sequence[float] = ()
+    images: int | None = None
     latency_ratio: float | None = None
     latency_spread: tuple[float, float] | None = None
     images_per_second: float | None = None

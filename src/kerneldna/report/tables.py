@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from kerneldna.report.intervals import of_difference, of_share
 from kerneldna.report.run_report import RunReport
 from kerneldna.units import count, rate, signed, size
 
@@ -34,12 +35,21 @@ class _Column(NamedTuple):
 
 def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
     """Return the table that compares runs, as HTML, and how to read it, as text."""
-    columns, first = [*_SIZES, _Column("Accuracy", _accuracy)], runs[0]
+    # first, as a narrow screen shows the first columns
+    columns, first = [_Column("Accuracy", _accuracy), *_SIZES], runs[0]
     how = ["Parameters count each shared kernel once. MAC: multiply-accumulate operations."]
     if len(runs) > 1:
         how.append(f"Small print compares with {first.name}.")
     if any(run.deviation is not None for run in runs):
         how.append("±: standard deviation over the seeds of the run.")
+    if any(_seeds_differ(run, first) for run in runs[1:]):
+        how.append(
+            "95 %: interval of the difference over seeds (Welch); green where all of it is above zero."
+        )
+    if any(_share(run) for run in runs):
+        how.append(
+            "Of one seed, 95 % is the interval of the share of images (Wilson); another seed can lie outside it."
+        )
     if any(run.latency_ratio is not None for run in runs[1:]):
         columns.append(_Column("Time", _time))
         how.append(
@@ -94,9 +104,22 @@ def _accuracy(run: RunReport, first: RunReport | None) -> _Cell:
     text = f"{100 * run.top1:.2f} %"
     if run.deviation is not None:
         text += f"<small>± {100 * run.deviation:.2f}, {len(run.top1_seeds)} seeds</small>"
+    elif share := _share(run):
+        text += f"<small>95 %: {100 * share[0]:.1f}–{100 * share[1]:.1f}</small><small>one seed</small>"
+    else:
+        text += "<small>one seed</small>"
     if first:
-        text += _points(run.top1 - first.top1)
+        text += _points(run.top1 - first.top1, _seeds_differ(run, first))
     return _Cell(text, run.top1)
+
+
+def _share(run: RunReport) -> tuple[float, float] | None:
+    """Return the interval of the accuracy of a single seed, where the number of images is known."""
+    return of_share(run.top1, run.images) if run.images and run.deviation is None else None
+
+
+def _seeds_differ(run: RunReport, first: RunReport) -> tuple[float, float] | None:
+    return of_difference(run.top1_seeds, first.top1_seeds)
 
 
 def _time(run: RunReport, first: RunReport | None) -> _Cell:
@@ -113,7 +136,8 @@ def _throughput(run: RunReport, first: RunReport | None) -> _Cell:
     value, reference = run.images_per_second, first and first.images_per_second
     if value is None:
         return _Cell("–", None)
-    note = _change(value, reference, good=1) if reference else ""
+    # not coloured: its spread is not known
+    note = _change(value, reference, good=0) if reference else ""
     return _Cell(rate(value) + note, value)
 
 
@@ -152,9 +176,11 @@ def _change(value: float, reference: float, *, good: int = -1) -> str:
     return f"<small{mark}>{signed(percent, 0 if abs(percent) >= 1 else 1)} %</small>"
 
 
-def _points(difference: float) -> str:
+def _points(difference: float, interval: tuple[float, float] | None) -> str:
     points = round(100 * difference, 2)
-    if not points:
-        return "<small>same</small>"
-    mark = ' class="good"' if points > 0 else ""
-    return f"<small{mark}>{signed(points, 2)} points</small>"
+    mark = ' class="good"' if interval and interval[0] > 0 else ""
+    text = f"<small{mark}>{signed(points, 2)} points</small>" if points else "<small>same</small>"
+    if interval:
+        low, high = (signed(100 * end, 2) for end in interval)
+        text += f"<small{mark}>95 %: {low} to {high}</small>"
+    return text
