@@ -169,10 +169,12 @@ class KernelDNA:
             skeleton, traced, laid, skipped, eligible=self._kinds, reason=met or ALONE, alone=none or ALONE
         )
         if not changes and self.patterns is None:
+            dear = any("does not pay" in skip.reason for skip in skipped) and self.reduction != AUTO
+            smaller = f"smaller adapters by KernelDNA(reduction={AUTO!r}); " if dear else ""
             raise ValueError(
                 f"{type(skeleton).__name__} has no stage with two {' or '.join(self._kinds)} layers of equal kernel shape"
                 f"{which_were_skipped(unused, skipped)}, so there is nothing to share; try other kinds by KernelDNA(eligible=...): "
-                f"{', '.join(stages.KINDS)}; or name patterns"
+                f"{', '.join(stages.KINDS)}; {smaller}or name patterns"
             )
         return Plan(self.name, self.options(), input_size, changes, laid, skipped, unused=unused)
 
