@@ -19,7 +19,7 @@ from kerneldna.layers.marks import Startable
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
 from kerneldna.network.tensors import Stored, check_finite
-from kerneldna.network.weights import Weights
+from kerneldna.network.weights import Weights, draw_head_
 from kerneldna.reading.arguments import check_arguments
 from kerneldna.reading.shown import said, shown
 from kerneldna.reading.typed import Within, typed, typed_fields
@@ -105,6 +105,8 @@ def create_model(
         model = _backbone(name, width, num_classes=num_classes, pretrained=pretrained, **timm_args)
     start = timm_args.get("checkpoint_path") or pretrained
     if start:
+        if pretrained and num_classes != (model.pretrained_cfg or {}).get("num_classes"):  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            draw_head_(model)
         what = f"{name}'s pretrained weights" if start is True else f"checkpoint_path={str(start)!r}"
         given = Stored(dict(model.state_dict()), {}, (), {})
         check_finite(given, what, "give another file, or train from a random start")

@@ -204,3 +204,21 @@ def test_the_order_of_noted_classes_is_read(trained, tmp_path):
     kd.save(trained, tmp_path)
     assert read_weights(tmp_path).classes == tuple("abcde")
     assert json.loads((tmp_path / "config.json").read_text())["classes"] == list("abcde")
+
+
+def test_a_new_head_starts_near_zero(tmp_path, monkeypatch):
+    """timm draws that of ten classes so large that the first steps would spoil the features."""
+    trained = timm.create_model("mobilenetv2_050", num_classes=1000).eval()
+    torch.save(trained.state_dict(), tmp_path / "a.pth")
+    images = torch.randn(4, 3, 32, 32)
+    for start in ({"weights": tmp_path / "a.pth"}, {"pretrained": True}):
+        make = timm.create_model
+        monkeypatch.setattr(
+            timm, "create_model", lambda name, pretrained=False, **options: make(name, **options)
+        )
+        model = kd.create_model("mobilenetv2_050", num_classes=10, **start).eval()
+        monkeypatch.undo()
+        assert 0.009 < model.classifier.weight.std() < 0.011
+        assert not model.classifier.bias.any()
+        assert torch.equal(model.conv_stem.weight, trained.conv_stem.weight) or "pretrained" in start
+        assert model(images).shape == (4, 10)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kerneldna.network import surgery
 from kerneldna.network.tensors import Stored, check_finite
 from kerneldna.reading.shown import said
 from kerneldna.reading.text import check_file, read_json
@@ -151,7 +152,24 @@ def fill_(
     with torch.no_grad():
         for name in loaded:
             state[name].copy_(weights.tensors[name])
+    if any(line.startswith(head) for line in new):
+        draw_head_(model)
     return filled
+
+
+@torch.no_grad()
+def draw_head_(model: nn.Module) -> None:
+    """Start the classifier of a timm network anew, near zero, in front of trained features.
+
+    timm draws that of an EfficientNet or a MobileNetV2 by the number of classes alone: of ten, its logits are so large that the
+    first steps spoil the features.
+    """
+    for name in _head_of(model):
+        for layer in surgery.get(model, name.removesuffix(".")).modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
