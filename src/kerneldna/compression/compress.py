@@ -32,7 +32,7 @@ def compress(
     *,
     budget: float = 0.5,
     of: str = "parameters",
-    refine: int = ROUNDS,
+    refine: bool | int = True,
     layers: str | Sequence[str] = "*",
     kinds: Sequence[str] = KINDS,
     classifier: bool = False,
@@ -52,8 +52,8 @@ def compress(
             of (images, labels).
         budget: The share of the whole network to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs", the multiply-accumulates for one image.
-        refine: Rounds of refitting on what the compressed network sees itself: 0 for none, 1 for mixes, biases and BatchNorm
-            statistics layer by layer, each further one for the bases too.
+        refine: Refit on what the compressed network sees itself. A number is that of rounds: the first is of mixes, biases and
+            BatchNorm statistics, layer by layer, each further one of the bases too. True is two.
         layers: Which layers may change: their names, or patterns such as "layer3.*".
         kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
         classifier: Whether the last Linear may change too.
@@ -87,15 +87,15 @@ def compress(
 
 @torch.no_grad()
 def carried_out(
-    measured: Measured, laid: CompressionPlan, *, refine: int = ROUNDS, progress: bool = True
+    measured: Measured, laid: CompressionPlan, *, refine: bool | int = True, progress: bool = True
 ) -> nn.Module:
     """Return a compressed copy of a network that was measured.
 
     Args:
         measured: The network and what was measured on it.
         laid: What is to change, as `planned` returns it.
-        refine: Rounds of refitting on what the compressed network sees itself: 0 for none, 1 for mixes, biases and BatchNorm
-            statistics layer by layer, each further one for the bases too.
+        refine: Refit on what the compressed network sees itself. A number is that of rounds: the first is of mixes, biases and
+            BatchNorm statistics, layer by layer, each further one of the bases too. True is two.
         progress: Show progress bars.
     """
     model = measured.model
@@ -119,7 +119,7 @@ def carried_out(
             surgery.replace_(small, name, layer)
     reparameterize.refuse_(small)
     set_state(small, plan=conversion.to_dict())
-    for done in range(refine):
+    for done in range(ROUNDS if refine is True else refine):
         refine_once_(measured, laid, small, bases=done > 0, progress=progress)
     return small
 
