@@ -1,6 +1,6 @@
 import pytest
 
-from kerneldna.units import count, rate, signed, size
+from kerneldna.units import count, duration, rate, signed, size
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,21 @@ def test_size(value, text):
 @pytest.mark.parametrize(("value", "text"), [(12.345, "12.3"), (99.97, "100"), (1234.5, "1,234")])
 def test_rate(value, text):
     assert rate(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59, "59 s"),
+        (75, "1 min 15 s"),
+        (3600, "1 h 0 min"),
+        (4010, "1 h 6 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_signed_writes_a_true_minus():

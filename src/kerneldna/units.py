@@ -27,7 +27,7 @@ def rate(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time in its two largest units: 4010 -> "1 h 7 min", 75 -> "1 min 15 s"."""
+    """Write a time in its two largest units: 4010 -> "1 h 6 min", 75 -> "1 min 15 s"."""
     whole = round(seconds)
     for long, name, short, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= long:

@@ -16,7 +16,6 @@ from kdna import demo
 from kerneldna.recipes.commented import commented
 from kerneldna.recipes.recipe import list_recipes, load_recipe
 from kerneldna.training import lightning_setup
-from kerneldna.units import duration
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -67,21 +66,6 @@ def test_the_demo_s_recipes_fit_any_number_of_epochs(epochs, monkeypatch):
     assert asked[0].schedule.epochs == epochs
     assert asked[0].schedule.warmup_epochs < epochs
     assert demo.RECIPES
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (59, "59 s"),
-        (75, "1 min 15 s"),
-        (3600, "1 h 0 min"),
-        (4010, "1 h 6 min"),
-        (90000, "1 d 1 h"),
-    ],
-)
-def test_a_time_for_people(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_the_bar_says_how_long_the_whole_run_takes(monkeypatch):

@@ -214,7 +214,7 @@ def test_a_new_head_starts_near_zero(tmp_path, monkeypatch):
     for start in ({"weights": tmp_path / "a.pth"}, {"pretrained": True}):
         make = timm.create_model
         monkeypatch.setattr(
-            timm, "create_model", lambda name, pretrained=False, **options: make(name, **options)
+            timm, "create_model", lambda name, pretrained=False, make=make, **options: make(name, **options)
         )
         model = kd.create_model("mobilenetv2_050", num_classes=10, **start).eval()
         monkeypatch.undo()

@@ -100,6 +100,22 @@ def test_a_page_has_every_section(written):
     assert re.search(r"Made by\s+kdna demo\s+kerneldna \d\S* · PyTorch \d\S* · Python 3", page.text)
 
 
+def test_facts_that_all_runs_share_stand_once(written):
+    first, second = (
+        {"Data set": "digits", "Seed": seed, **more}
+        for seed, more in (("0", {}), ("1", {"Compressed to": "50 %"}))
+    )
+    page = Page(written([replace(BARE, facts=first), replace(BARE, name="b", facts=second)]))
+    assert page.sections == ["comparison", "facts", "pareto"]
+    assert page.text.count("digits") == 1
+    assert (page.text.count("50 %"), page.text.count("\n–\n")) == (1, 1)
+    assert "In all runs" in page.text
+    alone = Page(written([replace(BARE, facts=first)]))
+    assert "In all runs" not in alone.text
+    assert "How it was trained" in alone.text
+    assert alone.tags.count("dt") == 2
+
+
 def test_numbers_are_for_people_and_compared_with_the_first_run(written):
     text = Page(written([PLAIN, DNA])).text
 
@@ -217,10 +233,10 @@ def test_ids_are_unique(written):
 def test_text_is_escaped(written):
     evil = '</script><script>alert("x")</script> & $title'
     stage = {**STAGE, "name": evil, "pattern": evil}
-    run = replace(DNA, name=evil, stages=[stage], files={evil: 1})
+    run = replace(DNA, name=evil, stages=[stage], files={evil: 1}, facts={evil: evil})
     similar = {"title": evil, "rows": [evil], "columns": [evil], "values": [[0.5]], "note": evil}
     run = replace(run, attentions={evil: {"parent": evil, "spatial": [[0.5]]}}, cka=[similar])
-    page = Page(written([run, run], title=evil, note=evil, command=evil))
+    page = Page(written([run, replace(run, facts={})], title=evil, note=evil, command=evil))
 
     assert page.tags.count("script") == 2  # the data, and what draws it
     assert page.text.count(evil) >= 10

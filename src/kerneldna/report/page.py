@@ -21,7 +21,7 @@ from kerneldna import files
 from kerneldna.figures.diagram import stage_svg
 from kerneldna.report.charts import chart_data, embed, has_curves
 from kerneldna.report.run_report import RunReport
-from kerneldna.report.tables import comparison, exported
+from kerneldna.report.tables import comparison, exported, facts
 
 __all__ = ["RunReport", "report"]
 
@@ -56,7 +56,7 @@ def report(
     """
     if not runs:
         raise ValueError(f"no runs to report on in {Path(path).name}; give at least one RunReport")
-    parts = [_comparison(runs), _pareto(runs), _curves(runs), _networks(runs)]
+    parts = [_comparison(runs), _facts(runs), _pareto(runs), _curves(runs), _networks(runs)]
     sections = [part for part in (*parts, _attentions(runs), _similarities(runs), _files(runs)) if part]
     style = _asset("page.css")
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
@@ -77,6 +77,11 @@ def report(
 def _comparison(runs: Sequence[RunReport]) -> str:
     table, how = comparison(runs)
     return _section("comparison", "Comparison" if len(runs) > 1 else "Result", table, how=how)
+
+
+def _facts(runs: Sequence[RunReport]) -> str:
+    title = "How they were trained" if len(runs) > 1 else "How it was trained"
+    return _section("facts", title, html, how="") if (html := facts(runs)) else ""
 
 
 def _pareto(runs: Sequence[RunReport]) -> str:
@@ -165,7 +170,8 @@ def _footer(command: str) -> str:
 
 
 def _section(name: str, title: str, body: str, *, how: str) -> str:
-    return f'<section id="{name}"><h2>{title}</h2>\n{body}\n<p class="how">{escape(how)}</p></section>'
+    below = f'\n<p class="how">{escape(how)}</p>' if how else ""
+    return f'<section id="{name}"><h2>{title}</h2>\n{body}{below}</section>'
 
 
 def _chart(name: str, title: str, *, how: str) -> str:

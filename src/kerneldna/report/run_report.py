@@ -32,6 +32,7 @@ class RunReport:
         attentions: Child name -> {"parent": its parent's name, "spatial": k_h rows of k_w numbers}.
         cka: Similarities between layers, each {"title", "rows", "columns", "values", "note"}: names of layers, and a row
             of numbers 0-1 for each name in rows; None is not comparable, and the note says why.
+        facts: Label -> words: how it was trained.
         files: Label -> bytes of further files made from this run (fused, ONNX).
 
     Raises:
@@ -54,6 +55,7 @@ class RunReport:
     stages: Sequence[Mapping[str, Any]] = ()
     attentions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cka: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from kerneldna.conversion.convert import describe, input_size_of, plan_of
 from kerneldna.deploy.prepare import fused
 from kerneldna.deploy.runtime import is_compiled
 from kerneldna.network import surgery
+from kerneldna.report.facts import facts_of
 from kerneldna.report.run_report import Curves, RunReport
 from kerneldna.training.run_folder import RunFolder
 
@@ -101,6 +102,7 @@ def summarize(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> RunR
             for parent, children in spatial_attentions(model).items()
             for child, spatial in children.items()
         },
+        facts=facts_of(folders),
         files=exported_files(folders[0]),
     )
 

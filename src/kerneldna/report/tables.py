@@ -1,4 +1,4 @@
-"""The tables of a report: runs compared with the first one, and their exported files.
+"""The tables of a report: runs compared with the first one, how they were trained, and their exported files.
 
 A cell carries its number as `data-value`, by which the page's script sorts; the tables stand without the script too.
 """
@@ -63,6 +63,29 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
         for index, run in enumerate(runs)
     ]
     return _table(["Run", *(column.head for column in columns)], rows), " ".join(how)
+
+
+def facts(runs: Sequence[RunReport]) -> str:
+    """Return how the runs were trained, as HTML: what all have in common as a list, what differs as a table; empty without facts."""
+    labels = list(dict.fromkeys(label for run in runs for label in run.facts))
+    values = {label: [run.facts.get(label) for run in runs] for label in labels}
+    shared = [label for label in labels if len(set(values[label])) == 1]
+    differing = [label for label in labels if label not in shared]
+    html = ""
+    if shared:
+        pairs = "".join(
+            f"<div><dt>{escape(label)}</dt><dd>{escape(values[label][0] or '')}</dd></div>"
+            for label in shared
+        )
+        head = "<h3>In all runs</h3>" if differing else ""
+        html = f'<div class="card">{head}<dl class="facts">{pairs}</dl></div>'
+    if differing:
+        rows = [
+            [_name(index, run), *(_Cell(escape(values[label][index] or "–"), None) for label in differing)]
+            for index, run in enumerate(runs)
+        ]
+        html += _table(["Run", *map(escape, differing)], rows)
+    return html
 
 
 def exported(runs: Sequence[RunReport]) -> tuple[str, str]:
