@@ -66,7 +66,7 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
 
 
 def facts(runs: Sequence[RunReport]) -> str:
-    """Return how the runs were trained, as HTML: what all have in common as a list, what differs as a table; empty without facts."""
+    """Return how the runs were trained, as HTML: what all have in common as a list, what differs as a table; empty without any."""
     labels = list(dict.fromkeys(label for run in runs for label in run.facts))
     values = {label: [run.facts.get(label) for run in runs] for label in labels}
     shared = [label for label in labels if len(set(values[label])) == 1]

@@ -35,7 +35,7 @@ def test_what_a_reader_must_know(write):
         "Learning rate": "0.05, warm-up of 1 epoch, cosine to 0",
         "Augmentation": "none",
         "Seed": "0",
-        "Training time": "1.5 min",
+        "Training time": "1 min 30 s",
         "Trained on": "CPU",
     }
 
