@@ -55,14 +55,16 @@ def main() -> None:
     model = half_width(given.data / "pretrained/resnet50_half_width.safetensors")
     seen, unseen = (photos(given.data / "coco_mini.tar", split) for split in ("train2017", "val2017"))
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"rows": []}
-    started = time.process_time()
+    fresh, started = not given.cache.exists(), time.process_time()
     measured = measure(model, seen, cache=given.cache)
     result["machine"] = {
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    result.setdefault("measuring_cpu_seconds", round(time.process_time() - started, 1))
+    result["command"] = f"python experiments/compression.py --data path/to/data --rounds {given.rounds}"
+    if fresh:
+        result["measuring_cpu_seconds"] = round(time.process_time() - started, 1)
     for what, keep in ROWS:
         if not any(row["layers"] == what and row["keep"] == keep for row in result["rows"]):
             result["rows"].append(run(measured, what, keep, unseen, rounds=given.rounds))
