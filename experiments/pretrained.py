@@ -43,7 +43,7 @@ from kerneldna.compression.plan import planned
 from kerneldna.files import write_json
 from kerneldna.network import surgery
 
-BUDGETS = (0.7, 0.5, 0.35)
+BUDGETS = [0.5, 0.35, 0.7]
 EPOCHS = {"teacher": 8, "distill": 4, "scratch": 12}
 
 
@@ -170,12 +170,14 @@ class Rows:
         )
 
 
-def wanted(seeds: list[int], kinds: list[str] | None) -> Iterator[tuple[str, float, int]]:
+def wanted(
+    seeds: list[int], budgets: list[float], kinds: list[str] | None
+) -> Iterator[tuple[str, float, int]]:
     """Yield kind, budget and seed of every row, the most telling first."""
     rows: list[tuple[str, float, int]] = [("teacher", 1.0, 0)]
     for seed in seeds:
         rows.append(("on", 1.0, seed))
-        for budget in (0.5, 0.35, 0.7):
+        for budget in budgets:
             rows += [(kind, budget, seed) for kind in ("basis", "pruned", "narrow", "shared", "pruned_macs")]
         rows.append(("copy", 1.0, seed))
     yield from (row for row in rows if not kinds or row[0] in kinds)
@@ -222,6 +224,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with train/, val/ and test/")
     parser.add_argument("--table", action="store_true", help="print the finished rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--kinds", nargs="+", help="only these rows")
     parser.add_argument("--results", type=Path, default=Path("experiments/results/pretrained"))
     given = parser.parse_args()
@@ -232,7 +235,7 @@ def main() -> None:
         parser.error("--weights and --data are needed")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     rows = Rows(given)
-    for kind, budget, seed in wanted(given.seeds, given.kinds):
+    for kind, budget, seed in wanted(given.seeds, given.budgets, given.kinds):
         file = rows.out / f"{kind}-{budget:g}-{seed}.json"
         if file.exists():
             continue
