@@ -211,10 +211,10 @@ def test_a_new_head_starts_near_zero(tmp_path, monkeypatch):
     trained = timm.create_model("mobilenetv2_050", num_classes=1000).eval()
     torch.save(trained.state_dict(), tmp_path / "a.pth")
     images = torch.randn(4, 3, 32, 32)
+    make = timm.create_model
     for start in ({"weights": tmp_path / "a.pth"}, {"pretrained": True}):
-        make = timm.create_model
         monkeypatch.setattr(
-            timm, "create_model", lambda name, pretrained=False, make=make, **options: make(name, **options)
+            timm, "create_model", lambda name, pretrained=False, **options: make(name, **options)
         )
         model = kd.create_model("mobilenetv2_050", num_classes=10, **start).eval()
         monkeypatch.undo()
