@@ -75,7 +75,7 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     folder = RunFolder(path)
     train(recipe, run_dir=folder.path, resume=True, progress=progress)
     model = checkpoint.load(folder.model_dir)
-    run = summary.summarize(label, model, [folder])
+    run = summary.answered(summary.summarize(label, model, [folder]), model, folder)
     written = kd.export(model, folder.path / "model.onnx", progress=progress)
     difference = cast(float, written.difference)  # of a classifier always a number
     kd.fuse_(model)

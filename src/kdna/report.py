@@ -25,6 +25,13 @@ def report(
     title: Annotated[str | None, typer.Option(help="Its headline. Default: the names of the runs.")] = None,
     cka: Annotated[bool, typer.Option(help="Show the similarity of the layers' kernels (CKA).")] = True,
     time: Annotated[bool, typer.Option(help="Time the networks in turn, fused, on one CPU thread.")] = True,
+    images: Annotated[
+        bool,
+        typer.Option(
+            help="Run each network on its recipe's validation images, where they are at hand: accuracy by class, which class is "
+            "taken for which, the worst mistakes.",
+        ),
+    ] = True,
     rounds: Annotated[int, typer.Option(help="Rounds; each times every network once.")] = 30,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
@@ -46,6 +53,11 @@ def report(
     for name, folders in bar(rows.items(), text="Reading runs", on=progress):
         models.append(checkpoint.load(folders[0].model_dir))
         found.append(summary.summarize(name, models[-1], folders))
+    if images:
+        for index, name in enumerate(rows):
+            found[index] = summary.answered(found[index], models[index], rows[name][0], progress=progress)
+            if reason := found[index].unanswered:
+                say(f"No validation images of {name}: {reason}")
     if cka:
         for index in bar(range(len(rows)), text="Comparing layers", on=progress):
             found[index] = replace(found[index], cka=summary.similarities(names, models, index))
@@ -62,7 +74,7 @@ def report(
         out,
         title=title or _headline(names),
         note=" ".join(note for note in notes if note),
-        command=shlex.join(["kdna", "report", *runs, *([] if cka else ["--no-cka"])]),
+        command=shlex.join(["kdna", "report", *runs, *_switches(cka=cka, time=time, images=images)]),
     )
     say(f"Open {out} in a browser.")
     return {
@@ -94,6 +106,11 @@ def _rows(items: list[str]) -> dict[str, list[Any]]:
         rows += [(label or _name(group), group) for group in groups]
     rows.sort(key=lambda row: order.index(row[1][0]))
     return _distinct(rows)
+
+
+def _switches(**on: bool) -> list[str]:
+    """Return the options that switch parts of the report off, as they are typed."""
+    return [f"--no-{name}" for name, value in on.items() if not value]
 
 
 def _split(item: str) -> tuple[str | None, Path]:

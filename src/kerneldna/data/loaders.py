@@ -83,12 +83,16 @@ def val_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | None = None,
+    numbered: bool = False,
 ) -> ImageLoader | ResidentLoader:
-    """Return the loader of the validation split, in order; arguments as for `train_loader`."""
+    """Return the loader of the validation split, in order; arguments as for `train_loader`.
+
+    With `numbered` the index of each image in the split stands beside its class, `(B, 2)`.
+    """
     _check_whole(data, recipe)
     indices = _limited(torch.arange(len(data.val)), recipe.data.limit_val)
-    loader = _in_order(data.val, indices[rank::world_size].tolist(), recipe)
-    if not recipe.data.resident:
+    loader = _in_order(data.val, indices[rank::world_size].tolist(), recipe, numbered=numbered)
+    if numbered or not recipe.data.resident:
         return loader
     decoded = _decoded(data, "val", indices, recipe)
     return ResidentLoader(loader, decoded, recipe, varied=False, device=device or torch.device("cpu"))

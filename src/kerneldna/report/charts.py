@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kerneldna.report.mistakes import has_matrix
 from kerneldna.report.run_report import Curves, RunReport
 from kerneldna.report.tables import COLOURS
 from kerneldna.units import count, rate, size
@@ -54,6 +55,7 @@ def chart_data(runs: Sequence[RunReport]) -> dict[str, Any]:
                 "curves": _curves(run.curves),
                 "seedCurves": [_curves(curves) for curves in run.seed_curves],
                 "families": _families(run),
+                "confusion": _confusion(run),
                 "cka": [_similarity(matrix) for matrix in run.cka],
             }
             for index, run in enumerate(runs)
@@ -100,6 +102,15 @@ def _families(run: RunReport) -> list[dict[str, Any]]:
         rows = [_numbers(row) for row in child["spatial"]]
         families.setdefault(child["parent"], []).append({"name": name, "values": rows})
     return [{"parent": parent, "children": children} for parent, children in families.items()]
+
+
+def _confusion(run: RunReport) -> dict[str, Any] | None:
+    if run.answers is None or not has_matrix(run.answers):
+        return None
+    return {
+        "classes": list(run.answers.classes),
+        "counts": [list(row) for row in run.answers.confusion],
+    }
 
 
 def _similarity(matrix: Mapping[str, Any]) -> dict[str, Any]:

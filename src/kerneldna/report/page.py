@@ -20,13 +20,25 @@ from string import Template
 from kerneldna import files
 from kerneldna.figures.diagram import stage_svg
 from kerneldna.report.charts import chart_data, embed, has_curves
+from kerneldna.report.mistakes import mistakes
 from kerneldna.report.run_report import RunReport
 from kerneldna.report.tables import comparison, exported, facts
 
 __all__ = ["RunReport", "report"]
 
 # In the order they stand in the page's one script: each may use what those before it define.
-SCRIPTS = ("draw", "choose", "table", "curves", "pareto", "heatmap", "similarity", "attention", "network")
+SCRIPTS = (
+    "draw",
+    "choose",
+    "table",
+    "curves",
+    "pareto",
+    "heatmap",
+    "similarity",
+    "attention",
+    "network",
+    "mistakes",
+)
 ROLES = {
     "parent": "parent",
     "child": "child, sees its parent's kernel",
@@ -56,7 +68,7 @@ def report(
     """
     if not runs:
         raise ValueError(f"no runs to report on in {Path(path).name}; give at least one RunReport")
-    parts = [_comparison(runs), _facts(runs), _pareto(runs), _curves(runs), _networks(runs)]
+    parts = [_comparison(runs), _facts(runs), _pareto(runs), _curves(runs), _mistakes(runs), _networks(runs)]
     sections = [part for part in (*parts, _attentions(runs), _similarities(runs), _files(runs)) if part]
     style = _asset("page.css")
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
@@ -106,6 +118,11 @@ def _curves(runs: Sequence[RunReport]) -> str:
     if any(run.seed_curves for run in runs):
         how += " Of several seeds, the thick line is the mean and each thin line a seed."
     return _chart("curves", "Training", how=how)
+
+
+def _mistakes(runs: Sequence[RunReport]) -> str:
+    html, how = mistakes(runs)
+    return _section("mistakes", "Mistakes", html, how=how) if html else ""
 
 
 def _networks(runs: Sequence[RunReport]) -> str:

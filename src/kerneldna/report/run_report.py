@@ -11,6 +11,56 @@ Curves = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An image that a network answers wrongly.
+
+    Attributes:
+        name: Its file, or "val[17]".
+        truth: Its class.
+        answer: The class that the network takes it for.
+        share: The probability that the network gives that class, 0-1.
+        picture: A small JPEG of it, base64.
+    """
+
+    name: str
+    truth: str
+    answer: str
+    share: float
+    picture: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a network answers for its validation images.
+
+    Attributes:
+        classes: Their names.
+        confusion: A row a class, in it for each class how many of the row's images are taken for it.
+        mistakes: Those that the network is surest of, the surest first.
+
+    Raises:
+        ValueError: If the counts are not a row and a column a class.
+    """
+
+    classes: Sequence[str]
+    confusion: Sequence[Sequence[int]]
+    mistakes: Sequence[Mistake] = ()
+
+    def __post_init__(self) -> None:
+        _check_table("the confusion", self.confusion, (len(self.classes), len(self.classes)))
+
+    @property
+    def images(self) -> int:
+        """How many images were answered."""
+        return sum(map(sum, self.confusion))
+
+    @property
+    def right(self) -> int:
+        """How many of them rightly."""
+        return sum(row[place] for place, row in enumerate(self.confusion))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """What the page says about one finished run, or about several that differ by their seed alone.
 
@@ -33,6 +83,8 @@ class RunReport:
         cka: Similarities between layers, each {"title", "rows", "columns", "values", "note"}: names of layers, and a row
             of numbers 0-1 for each name in rows; None is not comparable, and the note says why.
         facts: Label -> words: how it was trained.
+        answers: What it answers for each validation image; None where that was not looked at.
+        unanswered: Why not, where it was tried.
         files: Label -> bytes of further files made from this run (fused, ONNX).
 
     Raises:
@@ -56,6 +108,8 @@ class RunReport:
     attentions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cka: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    answers: Answers | None = None
+    unanswered: str = ""
     files: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -24,11 +24,14 @@ from kerneldna.conversion.convert import describe, input_size_of, plan_of
 from kerneldna.deploy.prepare import fused
 from kerneldna.deploy.runtime import is_compiled
 from kerneldna.network import surgery
+from kerneldna.report.answers import answers_of
 from kerneldna.report.facts import facts_of
 from kerneldna.report.run_report import Curves, RunReport
 from kerneldna.training.run_folder import RunFolder
 
 BATCH = 8
+# by more than this an accuracy does not move with the number format or the machine
+MOVED = 0.01
 ENDINGS = (".onnx", ".pt2")
 # a network with fewer dense layers than this is compared by its pointwise layers too
 DENSE = 4
@@ -105,6 +108,30 @@ def summarize(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> RunR
         facts=facts_of(folders),
         files=exported_files(folders[0]),
     )
+
+
+def answered(run: RunReport, model: nn.Module, folder: RunFolder, *, progress: bool = False) -> RunReport:
+    """Return a run with its answers for the validation images; with the reason where these cannot be had.
+
+    Args:
+        run: What is known of it.
+        model: The network that answers, in eval mode.
+        folder: That of the run, or of its first seed.
+        progress: Show a progress bar.
+    """
+    try:
+        answers = answers_of(folder, model, progress=progress)
+    # whatever is wrong with data that were moved, changed or are on another machine, the rest of the report stands
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        return replace(run, unanswered=str(error))
+    top1, noted = answers.right / max(answers.images, 1), _top1(folder)
+    if abs(top1 - noted) > MOVED + 1 / max(answers.images, 1):
+        reason = (
+            f"of the {answers.images:,} images found now {100 * top1:.2f} % are answered rightly, and {100 * noted:.2f} % were "
+            f"after training: these are other images; give the run those of its recipe, {folder.recipe().data.source}"
+        )
+        return replace(run, unanswered=reason)
+    return replace(run, answers=answers, images=answers.images)
 
 
 def exported_files(folder: RunFolder) -> dict[str, int]:

@@ -10,7 +10,7 @@ from html import escape
 from typing import NamedTuple
 
 from kerneldna.report.intervals import of_difference, of_share
-from kerneldna.report.run_report import RunReport
+from kerneldna.report.run_report import Answers, RunReport
 from kerneldna.units import count, rate, signed, size
 
 COLOURS = 20
@@ -66,7 +66,7 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
 
 
 def facts(runs: Sequence[RunReport]) -> str:
-    """Return how the runs were trained, as HTML: what all have in common as a list, what differs as a table; empty without any."""
+    """Return how runs were trained, as HTML: what they share as a list, what differs as a table; empty without facts."""
     labels = list(dict.fromkeys(label for run in runs for label in run.facts))
     values = {label: [run.facts.get(label) for run in runs] for label in labels}
     shared = [label for label in labels if len(set(values[label])) == 1]
@@ -86,6 +86,31 @@ def facts(runs: Sequence[RunReport]) -> str:
         ]
         html += _table(["Run", *map(escape, differing)], rows)
     return html
+
+
+def by_class(answers: Answers, *, most: int) -> str:
+    """Return the accuracy of each class, as an HTML table, the weakest first.
+
+    Args:
+        answers: Of a run.
+        most: How many classes, at most.
+    """
+    counted = [(row[place] / sum(row), place, row) for place, row in enumerate(answers.confusion) if sum(row)]
+    rows = [
+        [
+            _Cell(escape(answers.classes[place]), None),
+            _Cell(f"{100 * share:.1f} %", share),
+            _Cell(f"{sum(row):,}", sum(row)),
+            _Cell(_most_taken_for(answers.classes, place, row), None),
+        ]
+        for share, place, row in sorted(counted)[:most]
+    ]
+    return _table(["Class", "Accuracy", "Images", "Most taken for"], rows)
+
+
+def _most_taken_for(classes: Sequence[str], own: int, row: Sequence[int]) -> str:
+    most = max((count, other) for other, count in enumerate(row) if other != own)
+    return f"{escape(classes[most[1]])} ({most[0]:,})" if most[0] else "–"
 
 
 def exported(runs: Sequence[RunReport]) -> tuple[str, str]:

@@ -22,6 +22,17 @@ function choose(whole, indices, show) {
   show(first);
 }
 
+/** Show one of the panels of a section, which stand in the page for each run. */
+function choosePanels(name) {
+  const panels = [...document.querySelectorAll(`#${name} .panel`)];
+  if (panels.length < 2) return;
+  const indices = panels.map((panel) => Number(panel.dataset.run));
+  for (const panel of panels) panel.querySelector(".of").hidden = true;
+  choose(document.getElementById(name), indices, (index) => {
+    panels.forEach((panel, place) => (panel.hidden = indices[place] !== index));
+  });
+}
+
 /** Return a group of radio buttons, one of them chosen; pick(value) is called on another choice. */
 function segments(label, options, chosen, pick) {
   const group = html("fieldset", { class: "segments", "aria-label": label });

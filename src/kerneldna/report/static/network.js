@@ -1,5 +1,5 @@
 
-// Networks: one run at a time; pointing at a layer shows its family alone.
+// Networks: pointing at a layer shows its family alone.
 
 for (const picture of document.querySelectorAll("svg.stage")) {
   const members = [...picture.querySelectorAll("[data-family]")];
@@ -13,11 +13,4 @@ for (const picture of document.querySelectorAll("svg.stage")) {
   }
 }
 
-const panels = [...document.querySelectorAll("#network .panel")];
-if (panels.length > 1) {
-  const indices = panels.map((panel) => Number(panel.dataset.run));
-  for (const panel of panels) panel.querySelector(".of").hidden = true;
-  choose(document.getElementById("network"), indices, (index) => {
-    panels.forEach((panel, place) => (panel.hidden = indices[place] !== index));
-  });
-}
+choosePanels("network");
