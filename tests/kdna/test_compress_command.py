@@ -109,9 +109,9 @@ def test_a_network_alone_is_shown_images_as_it_says_itself(run):
 
 def test_a_timm_name_and_a_file_of_weights(tmp_path):
     """Of the same classes it is compressed; of others it would start with a new classifier, and is refused."""
-    network = kd.create_model("mobilenetv2_050", num_classes=10)
+    network = kd.create_model("test_efficientnet", num_classes=10)
     torch.save(network.state_dict(), tmp_path / "own.pth")
-    words = ("compress", "mobilenetv2_050", "--plan", "--data", "digits", "--images", 32, "--no-progress")
+    words = ("compress", "test_efficientnet", "--plan", "--data", "digits", "--images", 32, "--no-progress")
     said = last_line(call(*words, "--weights", tmp_path / "own.pth"))
     assert said["parameters"][0] == kd.describe(network).size.parameters
     network.reset_classifier(7)

@@ -200,11 +200,11 @@ def test_weights_from_a_file_are_not_drawn_over(tmp_path):
 
 
 def test_kernels_mixed_from_a_basis_start_as_published_and_as_trained_ones_where_there_are_some():
-    model = create("resnet18", "sharedbasis")
+    model = create("resnet18", "sharedbasis", width=0.5)
     for name, module in model.named_modules():
         if isinstance(module, Mixed):
             assert module.weight.std().item() == pytest.approx(fan_out(module.weight), rel=0.05), name
-    converted = create("resnet18", None)
+    converted = kd.create_model("resnet18", num_classes=3, width=0.25)
     kernel = converted.layer1[0].conv1.weight.detach().clone()
     kd.convert_(converted, SharedBasis(share="full"))
     torch.testing.assert_close(converted.layer1[0].conv1.weight, kernel)
