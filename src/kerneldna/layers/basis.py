@@ -20,20 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.layers.marks import Borrower, Startable, lend_
+from kerneldna.layers.plain import GEOMETRY, filled, geometry_of
 from kerneldna.layers.start import draw_like_
 from kerneldna.layers.ways import TwoWays
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-_GEOMETRY = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-)
 
 
 class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
@@ -137,12 +128,12 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
                 first, second = self._split()
                 return nn.Sequential(
                     OrderedDict(
-                        basis=_filled(first, self.filters),
-                        mix=_filled(second, self.mix.view(second.weight.shape), self.bias),
+                        basis=filled(first, self.filters),
+                        mix=filled(second, self.mix.view(second.weight.shape), self.bias),
                     )
                 )
             kernel = (self.mix.double() @ self.filters.flatten(1).double()).view(self.shape)
-            return _filled(self._plain(), kernel.to(self.mix.dtype), self.bias)
+            return filled(self._plain(), kernel.to(self.mix.dtype), self.bias)
 
     def _plain(self) -> Any:
         """Return a plain layer of the replaced layer's kind and shape, its numbers left open."""
@@ -174,7 +165,7 @@ class MixedConv2d(Mixed[nn.Conv2d]):
     padding_mode: str
 
     def _take_over(self, replaced: nn.Conv2d) -> None:
-        for name in _GEOMETRY:
+        for name in GEOMETRY:
             setattr(self, name, getattr(replaced, name))
         self._padding_twice = replaced._reversed_padding_repeated_twice
 
@@ -191,13 +182,11 @@ class MixedConv2d(Mixed[nn.Conv2d]):
         )
 
     def _plain(self) -> nn.Conv2d:
-        geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
-        return nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
+        return nn.Conv2d(**geometry_of(self), bias=self.bias is not None, device="meta")
 
     def _split(self) -> tuple[nn.Conv2d, nn.Conv2d]:
         rank = self.mix.shape[1]
-        geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY} | {"out_channels": rank}
-        first = nn.Conv2d(**geometry, bias=False, device="meta")
+        first = nn.Conv2d(**geometry_of(self, out_channels=rank), bias=False, device="meta")
         return first, nn.Conv2d(rank, self.out_channels, 1, bias=self.bias is not None, device="meta")
 
     def extra_repr(self) -> str:
@@ -279,10 +268,3 @@ def factorised(kernels: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tenso
     scale = values[:rank].sqrt()  # half on each side, so that both train alike
     basis = (scale[:, None] * right[:rank]).view(rank, *kernels[0].shape[1:])
     return basis, list((left[:, :rank] * scale).split(len(kernels[0])))
-
-
-def _filled(layer: Any, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
-    return layer

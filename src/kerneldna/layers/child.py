@@ -22,18 +22,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from kerneldna.layers.attention import Gate, gate_of
 from kerneldna.layers.marks import Borrower, StandIn, lend_
 from kerneldna.layers.modulation import NAMES, factors, mixed, mixing, modulation_parameters
+from kerneldna.layers.plain import filled, geometry_of
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-_GEOMETRY = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-)
 
 
 class Child(Borrower, StandIn, Generic[Layer]):
@@ -168,7 +159,7 @@ class Child(Borrower, StandIn, Generic[Layer]):
         Args:
             mean: The mean of the gate, one value an input channel: then the layer alone, of the kernel times this.
         """
-        plain = _filled(self._plain(), self._scaled(mean), self.bias)
+        plain = filled(self._plain(), self._scaled(mean), self.bias)
         if self.gate is None or mean is not None:
             return plain
         return nn.Sequential(OrderedDict([("gate", self.gate.without_norm()), (self._part, plain)]))
@@ -232,8 +223,7 @@ class ChildConv2d(Child[nn.Conv2d]):
         )
 
     def _plain(self) -> nn.Module:
-        geometry: dict[str, Any] = {name: getattr(self, name) for name in _GEOMETRY}
-        return nn.Conv2d(**geometry, bias=self.bias is not None, device="meta")
+        return nn.Conv2d(**geometry_of(self), bias=self.bias is not None, device="meta")
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Conv2d` would."""
@@ -279,10 +269,3 @@ def layer_inside(fused: nn.Module) -> str | None:
     parts = [name for name, _ in fused.named_children()]
     gated = [["gate", child._part] for child in (ChildConv2d, ChildLinear)]
     return parts[1] if isinstance(fused, nn.Sequential) and parts in gated else None
-
-
-def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
-    return layer
