@@ -41,6 +41,7 @@ def report(
     from kerneldna import checkpoint
     from kerneldna.progress import bar
     from kerneldna.report import summary
+    from kerneldna.report.page import detector_report
     from kerneldna.report.page import report as write
 
     if rounds < 1:
@@ -49,6 +50,18 @@ def report(
     logging.getLogger("kerneldna").setLevel(logging.WARNING)
     rows = _rows(runs)
     names = list(rows)
+    headline = {
+        "title": title or _headline(names),
+        "command": shlex.join(["kdna", "report", *runs, *_switches(cka=cka, time=time, images=images)]),
+    }
+    if _task(rows) == "detection":
+        detectors = [
+            summary.summarize_detector(name, checkpoint.load(folders[0].model_dir), folders)
+            for name, folders in bar(rows.items(), text="Reading runs", on=progress)
+        ]
+        detector_report(detectors, out, **headline)
+        say(f"Open {out} in a browser.")
+        return {"report": str(out), **{run.name: _means(run) for run in detectors}}
     models, found = [], []
     for name, folders in bar(rows.items(), text="Reading runs", on=progress):
         models.append(checkpoint.load(folders[0].model_dir))
@@ -72,9 +85,8 @@ def report(
     write(
         found,
         out,
-        title=title or _headline(names),
         note=" ".join(note for note in notes if note),
-        command=shlex.join(["kdna", "report", *runs, *_switches(cka=cka, time=time, images=images)]),
+        **headline,
     )
     say(f"Open {out} in a browser.")
     return {
@@ -106,6 +118,29 @@ def _rows(items: list[str]) -> dict[str, list[Any]]:
         rows += [(label or _name(group), group) for group in groups]
     rows.sort(key=lambda row: order.index(row[1][0]))
     return _distinct(rows)
+
+
+def _task(rows: dict[str, list[Any]]) -> str:
+    """Return what the runs were trained for."""
+    tasks = {folders[0].recipe().task: folders[0].path for folders in rows.values()}
+    if len(tasks) > 1:
+        (first, where), (other, there) = list(tasks.items())[:2]
+        raise ValueError(
+            f"the run in '{where}' has the task {first!r} and that in '{there}' {other!r}; a report compares runs of one task: "
+            "write a report of each"
+        )
+    return next(iter(tasks))
+
+
+def _means(run: Any) -> dict[str, float]:
+    """Return the headline figures of a detector and its parameters, for the command's last line."""
+    from statistics import fmean
+
+    heads = [figure for figure in ("box_ap", "mask_ap") if figure in run.precision]
+    return {
+        **{figure: round(fmean(run.precision[figure]), 6) for figure in heads},
+        "parameters": run.parameters,
+    }
 
 
 def _switches(**on: bool) -> list[str]:

@@ -1,4 +1,6 @@
-"""The commands on a detector: train, eval, fuse, export, inspect; report and bench are for classifiers."""
+"""The commands on a detector: train, eval, fuse, export, inspect, report; bench is for classifiers."""
+
+import shutil
 
 import pytest
 
@@ -7,6 +9,7 @@ pytest.importorskip("pycocotools")
 
 from coco_folder import SMALL, write_coco
 from command_line import call, last_line
+from kerneldna.recipes.recipe import load_recipe
 
 OVERRIDES = (*SMALL, "detection.max_size=96", "detection.boxes_per_image=8", "data.limit_train=4")
 
@@ -58,9 +61,31 @@ def test_inspect_shows_plan_and_detector(run):
     assert "MACs: multiply-accumulates of the backbone" in result.output
 
 
-@pytest.mark.parametrize("command", ["report", "bench"])
-def test_commands_for_classifiers_say_so(run, command):
-    assert (
-        "has the task 'detection'; reports and benchmarks compare classifiers"
-        in call(command, run, code=1).output
-    )
+def test_bench_is_for_classifiers_and_says_so(run):
+    assert "has the task 'detection'; benchmarks compare classifiers" in call("bench", run, code=1).output
+
+
+def test_report_of_a_detector(run, tmp_path):
+    out = tmp_path / "page.html"
+    said = last_line(call("report", run, "--out", out, "--no-progress"))
+    assert {"box_ap", "mask_ap", "parameters"} <= said["run"].keys()
+    text = out.read_text(encoding="utf-8")
+    for expected in (
+        "Box AP50",
+        "Mask AP large",
+        "one seed",
+        "Detector",
+        "maskrcnn",
+        'id="network"',
+        "shorter side 64 px",
+    ):
+        assert expected in text
+
+
+def test_a_report_compares_runs_of_one_task(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    recipe = load_recipe("resnet18-digits")
+    (other / "recipe.yaml").write_text(recipe.to_yaml())
+    output = call("report", run, other, "--out", tmp_path / "p.html", "--no-progress", code=1).output
+    assert "has the task 'detection' and that in" in output.replace("\n", " ")

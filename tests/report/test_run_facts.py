@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("pydantic", reason="needs kerneldna[train]")
 
 from kerneldna.recipes.recipe import list_recipes, load_recipe
-from kerneldna.report.facts import facts_of
+from kerneldna.report.run_facts import facts_of
 from kerneldna.training.run_folder import RunFolder
 
 

@@ -16,6 +16,7 @@ from kerneldna.report.summary import (
     open_finished,
     similarities,
     summarize,
+    summarize_detector,
     timed,
 )
 from kerneldna.training.run_folder import RunFolder
@@ -61,12 +62,16 @@ def test_no_run(tmp_path):
         open_finished(tmp_path)
 
 
-def test_a_run_of_another_task(write):
-    folder = write("run")
-    detector = load_recipe("maskrcnn-resnet50-coco", overrides=["data.source=coco"])
-    folder.recipe_file.write_text(detector.to_yaml())
-    with pytest.raises(ValueError, match="has the task 'detection'; reports and benchmarks compare class"):
-        open_finished(folder.path)
+def test_a_detector_s_figures_are_those_that_every_seed_has(write, network):
+    folders = [write(f"s{seed}", f"seed={seed}") for seed in (0, 1)]
+    for folder, ap, large in zip(folders, (0.3, 0.4), (0.5, None), strict=True):
+        recipe = load_recipe("maskrcnn-resnet50-coco", overrides=["data.source=coco"])
+        folder.recipe_file.write_text(recipe.to_yaml())
+        folder.write_result({"box_ap": ap, "box_apl": large, "mask_ap": None})
+    run = summarize_detector("detector", network, folders)
+    assert run.precision == {"box_ap": [0.3, 0.4]}
+    assert run.facts["Detector"] == "maskrcnn"
+    assert run.stages
 
 
 def test_runs_are_grouped_by_all_but_their_seed(write):

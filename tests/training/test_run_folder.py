@@ -59,9 +59,7 @@ def test_a_run_that_is_to_be_of_a_classifier(name, tmp_path):
         folder.start(load_recipe(name), resume=False)
     if name != "maskrcnn-resnet50-coco":
         return folder.require_classifier()
-    expected = (
-        "has the task 'detection'; reports and benchmarks compare classifiers, and kdna eval measures it"
-    )
+    expected = "has the task 'detection'; benchmarks compare classifiers, and kdna eval measures it"
     with pytest.raises(ValueError, match=expected):
         folder.require_classifier()
 

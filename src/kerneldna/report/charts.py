@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kerneldna.report.mistakes import has_matrix
-from kerneldna.report.run_report import Curves, RunReport
+from kerneldna.report.run_report import Curves, FinishedRun, RunReport
 from kerneldna.report.tables import COLOURS
 from kerneldna.units import count, rate, size
 
@@ -63,12 +63,23 @@ def chart_data(runs: Sequence[RunReport]) -> dict[str, Any]:
     }
 
 
+def choice_data(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """Return what a page without charts chooses runs by."""
+    return {
+        "measures": [],
+        "runs": [
+            {"name": run.name, "colour": index % COLOURS, "shares": has_children(run)}
+            for index, run in enumerate(runs)
+        ],
+    }
+
+
 def has_curves(run: RunReport) -> bool:
     """Say whether a run has a curve with a value in it."""
     return any(value is not None for kind in KINDS for value in run.curves.get(kind, ()))
 
 
-def has_children(run: RunReport) -> bool:
+def has_children(run: FinishedRun) -> bool:
     """Say whether a layer of a run takes its kernel from another: the runs that a reader came for."""
     layers = (layer for stage in run.stages for block in stage["blocks"] for layer in block["layers"])
     return any(layer["role"] == "child" for layer in layers)

@@ -16,15 +16,16 @@ from importlib.metadata import version
 from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from kerneldna import files
 from kerneldna.figures.diagram import stage_svg
-from kerneldna.report.charts import chart_data, embed, has_curves
+from kerneldna.report.charts import chart_data, choice_data, embed, has_curves
 from kerneldna.report.mistakes import mistakes
-from kerneldna.report.run_report import RunReport
-from kerneldna.report.tables import comparison, exported, facts
+from kerneldna.report.run_report import DetectorReport, FinishedRun, RunReport
+from kerneldna.report.tables import comparison, exported, facts, precisions
 
-__all__ = ["RunReport", "report"]
+__all__ = ["DetectorReport", "RunReport", "detector_report", "report"]
 
 # In the order they stand in the page's one script: each may use what those before it define.
 SCRIPTS = (
@@ -66,22 +67,43 @@ def report(
         >>> run = RunReport(name="plain", parameters=11_689_512, macs=1_814_000_000, stored_bytes=46_800_000, top1=0.97)
         >>> report([run], "report.html", title="One run")  # doctest: +SKIP
     """
+    _check_some(runs, path)
+    parts = [_comparison(runs), _facts(runs), _pareto(runs), _curves(runs), _mistakes(runs), _networks(runs)]
+    parts += [_attentions(runs), _similarities(runs), _files(runs)]
+    _write(parts, path, title=title, note=note, command=command, data=chart_data(runs))
+
+
+def detector_report(
+    runs: Sequence[DetectorReport], path: str | Path, *, title: str, note: str = "", command: str = ""
+) -> None:
+    """Write one HTML page that compares trained detectors by COCO's figures; arguments and errors as for `report`."""
+    _check_some(runs, path)
+    table, how = precisions(runs)
+    compared = _section("comparison", "Comparison" if len(runs) > 1 else "Result", table, how=how)
+    parts = [compared, _facts(runs), _networks(runs), _files(runs)]
+    _write(parts, path, title=title, note=note, command=command, data=choice_data(runs))
+
+
+def _check_some(runs: Sequence[FinishedRun], path: str | Path) -> None:
     if not runs:
         raise ValueError(f"no runs to report on in {Path(path).name}; give at least one RunReport")
-    parts = [_comparison(runs), _facts(runs), _pareto(runs), _curves(runs), _mistakes(runs), _networks(runs)]
-    sections = [part for part in (*parts, _attentions(runs), _similarities(runs), _files(runs)) if part]
+
+
+def _write(
+    parts: Sequence[str], path: str | Path, *, title: str, note: str, command: str, data: dict[str, Any]
+) -> None:
     style = _asset("page.css")
     script = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
     page = Template(_asset("page.html")).substitute(
         title=escape(title),
         note=f"<p>{escape(note)}</p>" if note else "",
-        sections="\n".join(sections),
+        sections="\n".join(part for part in parts if part),
         footer=_footer(command),
         style=style,
         style_hash=_hash(style),
         script=script,
         script_hash=_hash(script),
-        data=embed(chart_data(runs)),
+        data=embed(data),
     )
     files.write_text(path, page)
 
@@ -91,7 +113,7 @@ def _comparison(runs: Sequence[RunReport]) -> str:
     return _section("comparison", "Comparison" if len(runs) > 1 else "Result", table, how=how)
 
 
-def _facts(runs: Sequence[RunReport]) -> str:
+def _facts(runs: Sequence[FinishedRun]) -> str:
     title = "How they were trained" if len(runs) > 1 else "How it was trained"
     return _section("facts", title, html, how="") if (html := facts(runs)) else ""
 
@@ -125,7 +147,7 @@ def _mistakes(runs: Sequence[RunReport]) -> str:
     return _section("mistakes", "Mistakes", html, how=how) if html else ""
 
 
-def _networks(runs: Sequence[RunReport]) -> str:
+def _networks(runs: Sequence[FinishedRun]) -> str:
     shown = [(index, run) for index, run in enumerate(runs) if run.stages]
     if not shown:
         return ""
@@ -143,7 +165,7 @@ def _networks(runs: Sequence[RunReport]) -> str:
     return _section("network", "Network", f'<ul class="legend">{keys}</ul>{"".join(panels)}', how=how)
 
 
-def _network(index: int, run: RunReport, *, named: bool) -> str:
+def _network(index: int, run: FinishedRun, *, named: bool) -> str:
     stages = "".join(
         f'<div class="card"><h3>{escape(stage["name"])} <span class="pattern">{escape(stage["pattern"] or "")}</span></h3>'
         f'<div class="scroll">{stage_svg(stage)}</div></div>'
@@ -173,7 +195,7 @@ def _similarities(runs: Sequence[RunReport]) -> str:
     return _chart("cka", "Similarity of layers", how=how)
 
 
-def _files(runs: Sequence[RunReport]) -> str:
+def _files(runs: Sequence[FinishedRun]) -> str:
     table, how = exported(runs)
     return _section("files", "Exported files", table, how=how) if table else ""
 

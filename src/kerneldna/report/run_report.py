@@ -61,7 +61,44 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunReport:
+class FinishedRun:
+    """What every page says of a finished run, whatever it trained; `RunReport` tells what each means."""
+
+    name: str
+    parameters: int
+    macs: int
+    stored_bytes: int
+    stages: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorReport(FinishedRun):
+    """What the page says about one trained detector, or about several that differ by their seed alone.
+
+    Args:
+        precision: COCO's figures by name, such as "box_ap" and "mask_ap50": a fraction 0-1 a seed. Those without an object are
+            left out.
+
+    The other arguments are those of `RunReport`; `macs` are the backbone's.
+
+    Raises:
+        ValueError: If a precision is not a fraction.
+    """
+
+    precision: Mapping[str, Sequence[float]]
+
+    def __post_init__(self) -> None:
+        for figure, values in self.precision.items():
+            if wrong := [value for value in values if not 0 <= value <= 1]:
+                raise ValueError(
+                    f"run {self.name!r} has {figure} {wrong[0]}; expected a fraction 0-1, divide percent by 100"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport(FinishedRun):
     """What the page says about one finished run, or about several that differ by their seed alone.
 
     Args:
@@ -92,10 +129,6 @@ class RunReport:
             epochs, or a table of numbers is not a rectangle.
     """
 
-    name: str
-    parameters: int
-    macs: int
-    stored_bytes: int
     top1: float
     top1_seeds: Sequence[float] = ()
     images: int | None = None
@@ -104,13 +137,10 @@ class RunReport:
     images_per_second: float | None = None
     curves: Curves = field(default_factory=dict)
     seed_curves: Sequence[Curves] = ()
-    stages: Sequence[Mapping[str, Any]] = ()
     attentions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     cka: Sequence[Mapping[str, Any]] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
     answers: Answers | None = None
     unanswered: str = ""
-    files: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for value in (self.top1, *self.top1_seeds):

@@ -24,9 +24,10 @@ from kerneldna.conversion.convert import describe, input_size_of, plan_of
 from kerneldna.deploy.prepare import fused
 from kerneldna.deploy.runtime import is_compiled
 from kerneldna.network import surgery
+from kerneldna.registry import tasks
 from kerneldna.report.answers import answers_of
-from kerneldna.report.facts import facts_of
-from kerneldna.report.run_report import Curves, RunReport
+from kerneldna.report.run_facts import facts_of
+from kerneldna.report.run_report import Curves, DetectorReport, RunReport
 from kerneldna.training.run_folder import RunFolder
 
 BATCH = 8
@@ -42,11 +43,9 @@ def open_finished(path: str | Path) -> RunFolder:
 
     Raises:
         FileNotFoundError: If there is no run, or it is not finished.
-        ValueError: If it trained no classifier.
     """
     folder = RunFolder(path)
     recipe = folder.recipe()
-    folder.require_classifier()
     needed = (folder.result_file, folder.model_dir / WEIGHTS)
     if missing := [file.name for file in needed if not file.is_file()]:
         raise FileNotFoundError(
@@ -105,6 +104,26 @@ def summarize(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> RunR
             for parent, children in spatial_attentions(model).items()
             for child, spatial in children.items()
         },
+        facts=facts_of(folders),
+        files=exported_files(folders[0]),
+    )
+
+
+def summarize_detector(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> DetectorReport:
+    """Return what a report says of a detector, or of several that differ by the seed alone; arguments as for `summarize`."""
+    plan, size = plan_of(model), describe(model).size
+    figures = tasks.get(folders[0].recipe().task).figures
+    found = {figure: [folder.read_figure(figure) for folder in folders] for figure in figures}
+    return DetectorReport(
+        name=name,
+        parameters=size.parameters,
+        macs=size.macs,
+        stored_bytes=(folders[0].model_dir / WEIGHTS).stat().st_size,
+        # a mean of some of the seeds alone would be compared with one of all
+        precision={
+            figure: values for figure, known in found.items() if len(values := _numbers(known)) == len(known)
+        },
+        stages=plan.to_dict()["stages"] if plan else (),
         facts=facts_of(folders),
         files=exported_files(folders[0]),
     )
@@ -215,6 +234,10 @@ def _top1(folder: RunFolder) -> float:
             f"{folder.result_file} has no top1, and a report compares it; measure the run with kdna eval"
         )
     return top1
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _times(

@@ -5,12 +5,13 @@ A cell carries its number as `data-value`, by which the page's script sorts; the
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kerneldna.report.intervals import of_difference, of_share
-from kerneldna.report.run_report import Answers, RunReport
+from kerneldna.report.run_report import Answers, DetectorReport, FinishedRun, RunReport
 from kerneldna.units import count, rate, signed, size
 
 COLOURS = 20
@@ -23,7 +24,7 @@ class _Cell(NamedTuple):
     value: float | None
 
 
-_Write = Callable[[RunReport, RunReport | None], _Cell]
+_Write = Callable[[Any, Any], _Cell]  # of a run, and the first run or None
 
 
 class _Column(NamedTuple):
@@ -65,7 +66,30 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
     return _table(["Run", *(column.head for column in columns)], rows), " ".join(how)
 
 
-def facts(runs: Sequence[RunReport]) -> str:
+def precisions(runs: Sequence[DetectorReport]) -> tuple[str, str]:
+    """Return the table that compares detectors by COCO's figures, as HTML, and how to read it, as text."""
+    kinds = [kind for kind in ("box", "mask") if any(f"{kind}_ap" in run.precision for run in runs)]
+    first = runs[0]
+    figures = {
+        f"{kind}_ap{part}": f"{kind.title()} {head}" for part, head in _PARTS.items() for kind in kinds
+    }
+    rows = [
+        [
+            _name(index, run),
+            *(_precision(run, first if index else None, figure) for figure in figures),
+            *(column.cell(run, first if index else None) for column in _SIZES),
+        ]
+        for index, run in enumerate(runs)
+    ]
+    how = ["AP: COCO's average precision, in per cent. Compute is that of the backbone."]
+    if len(runs) > 1:
+        how.append(
+            f"Small print compares with {first.name}; green where the 95 % interval over seeds is above zero."
+        )
+    return _table(["Run", *figures.values(), *(column.head for column in _SIZES)], rows), " ".join(how)
+
+
+def facts(runs: Sequence[FinishedRun]) -> str:
     """Return how runs were trained, as HTML: what they share as a list, what differs as a table; empty without facts."""
     labels = list(dict.fromkeys(label for run in runs for label in run.facts))
     values = {label: [run.facts.get(label) for run in runs] for label in labels}
@@ -113,7 +137,7 @@ def _most_taken_for(classes: Sequence[str], own: int, row: Sequence[int]) -> str
     return f"{escape(classes[most[1]])} ({most[0]:,})" if most[0] else "–"
 
 
-def exported(runs: Sequence[RunReport]) -> tuple[str, str]:
+def exported(runs: Sequence[FinishedRun]) -> tuple[str, str]:
     """Return the table of the runs' further files, as HTML (empty without any), and how to read it, as text."""
     rows = [
         [
@@ -133,8 +157,27 @@ def exported(runs: Sequence[RunReport]) -> tuple[str, str]:
     return _table(["Run", "File", "Size"], rows), how
 
 
+_PARTS = {"": "AP", "50": "AP50", "75": "AP75", "s": "AP small", "m": "AP medium", "l": "AP large"}
+
+
+def _precision(run: DetectorReport, first: DetectorReport | None, figure: str) -> _Cell:
+    values = run.precision.get(figure, ())
+    if not values:
+        return _Cell("–", None)
+    mean = statistics.fmean(values)
+    text = f"{100 * mean:.1f}"
+    if len(values) > 1:
+        text += f"<small>± {100 * statistics.stdev(values):.1f}, {len(values)} seeds</small>"
+    elif figure.endswith("_ap"):
+        text += "<small>one seed</small>"
+    theirs = first.precision.get(figure, ()) if first else ()
+    if theirs:
+        text += _points(mean - statistics.fmean(theirs), of_difference(values, theirs))
+    return _Cell(text, mean)
+
+
 def _counted(field: str, write: Callable[[float], str]) -> _Write:
-    def cell(run: RunReport, first: RunReport | None) -> _Cell:
+    def cell(run: FinishedRun, first: FinishedRun | None) -> _Cell:
         value = getattr(run, field)
         return _Cell(write(value) + (_change(value, getattr(first, field)) if first else ""), value)
 
@@ -189,7 +232,7 @@ def _throughput(run: RunReport, first: RunReport | None) -> _Cell:
     return _Cell(rate(value) + note, value)
 
 
-def _name(index: int, run: RunReport) -> _Cell:
+def _name(index: int, run: FinishedRun) -> _Cell:
     breakable = escape(run.name).replace("_", "_<wbr>")
     return _Cell(f'<span class="dot run-{index % COLOURS}"></span>{breakable}', None)
 

@@ -109,14 +109,14 @@ class RunFolder:
         return load_recipe(self.recipe_file)
 
     def require_classifier(self) -> None:
-        """Check that the run, if the folder holds one, trained a classifier: what reports and benchmarks compare.
+        """Check that the run, if the folder holds one, trained a classifier: what benchmarks compare.
 
         Raises:
             ValueError: If it trained something else.
         """
         if self.recipe_file.is_file() and (task := self.recipe().task) != "classification":
             raise ValueError(
-                f"the run in '{self.path}' has the task {task!r}; reports and benchmarks compare classifiers, and kdna eval "
+                f"the run in '{self.path}' has the task {task!r}; benchmarks compare classifiers, and kdna eval "
                 "measures it"
             )
 
