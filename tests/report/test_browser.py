@@ -295,8 +295,6 @@ def test_a_finger_leaves_the_tooltip(show):
 def test_charts_follow_the_width(show):
     page = show(TWO)
     page.set_viewport_size({"width": 700, "height": 900})
-    for _ in range(100):  # wait_for_function would need eval, which the page forbids
-        if page.evaluate("document.querySelector('#pareto svg').clientWidth") < 700:
-            break
-        page.wait_for_timeout(50)
-    assert page.evaluate("document.documentElement.scrollWidth") == 700
+    page.wait_for_timeout(1000)  # wait_for_function would need eval, which the page forbids
+    found = "[document.documentElement.scrollWidth, document.querySelector('#pareto svg').clientWidth < 700]"
+    assert page.evaluate(found) == [700, True]
