@@ -10,7 +10,8 @@ experiments/results/pretrained/ and is then skipped.
 basis      kd.compress: bases of filters, shared or not, whichever damages less; after the fit, after refinement, distilled
 shared     every set of like layers shares a basis; low_rank: none does
 copy       KernelDNA's children as copies of their parents, distilled
-pruned     channels of least magnitude removed by Torch-Pruning, to as many parameters (pruned_macs: to as few MACs), distilled
+pruned     the same share of channels removed from every layer by Torch-Pruning, those of least magnitude, to as many parameters
+           (pruned_macs: to as few MACs), distilled
 narrow     a narrower network, trained from scratch with the labels
 on         the teacher trained on with the labels
 
@@ -140,7 +141,6 @@ class Rows:
             network,
             images,
             importance=tp.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=True,
             pruning_ratio=0.98,
             iterative_steps=200,
             round_to=4,
