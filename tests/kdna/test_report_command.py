@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -54,7 +55,9 @@ def test_seeds_become_one_row(runs, report):
         "plain (rows) and dna (columns)",
     ]
     assert dna["families"]
-    for section in ("comparison", "pareto", "curves", "network", "attention", "cka"):
+    assert sum(map(sum, dna["confusion"]["counts"])) == 32
+    assert "No validation images" not in text
+    for section in ("comparison", "facts", "pareto", "curves", "mistakes", "network", "attention", "cka"):
         assert f'id="{section}"' in text
     assert "its network is that of the first" in text
     assert f"kdna report {runs / 'plain'}" in text
@@ -62,10 +65,12 @@ def test_seeds_become_one_row(runs, report):
 
 def test_labels_and_what_is_left_out(runs, report):
     items = [f"one={runs / 'dna-0'}", f"two={runs / 'dna-1'}"]
-    said, data, text = report(*items, "--no-cka", "--no-time", "--title", "A & B")
+    said, data, text = report(*items, "--no-cka", "--no-time", "--no-images", "--title", "A & B")
     assert list(said) == ["report", "one", "two"]
     assert [measure["field"] for measure in data["measures"]] == ["parameters", "macs", "stored_bytes"]
     assert 'id="cka"' not in text
+    assert 'id="mistakes"' not in text
+    assert "--no-cka --no-time --no-images" in text
     assert "<h1>A &amp; B</h1>" in text
     assert "Timed" not in text
 
@@ -78,6 +83,15 @@ def test_a_file_made_from_a_run_is_listed(runs, report):
     finally:
         made.unlink()
     assert "ONNX, model.onnx" in text
+
+
+def test_images_that_are_gone_are_told(runs, report, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(runs / "plain", moved)
+    recipe = (moved / "recipe.yaml").read_text()
+    (moved / "recipe.yaml").write_text(recipe.replace("source: digits", f"source: {tmp_path / 'gone'}"))
+    _, _, text = report(moved, "--no-cka", "--no-time")
+    assert "No validation images of moved: no data set at" in text
 
 
 def test_errors(runs, tmp_path):

@@ -1,15 +1,13 @@
 """The page of a report in a real browser: what a reader sees, points at and clicks."""
 
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("playwright", reason="needs kerneldna[dev]: playwright")
-from playwright import sync_api
 
-from kerneldna.report.page import RunReport, report
+from kerneldna.report.run_report import Answers, Mistake, RunReport
 
 EVIL = '<img src=x onerror="alert(1)"></script>'
 CHILD = {"name": "layer3.0.conv1", "role": "child", "parent": "layer3.0.conv2", "shape": [8, 8, 3, 3]}
@@ -17,6 +15,9 @@ PARENT = {"name": "layer3.0.conv2", "role": "parent", "parent": None, "shape": [
 STAGE = {"name": "layer3", "pattern": "SF", "blocks": [{"name": "layer3.0", "layers": [CHILD, PARENT]}]}
 LAYERS = ["conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3) for b in (0, 1) for c in (1, 2))]
 SAME = [[round(1 / (1 + abs(r - c)), 3) for c in range(13)] for r in range(13)]
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+WRONG = [Mistake(name=EVIL, truth="cat", answer=EVIL, share=0.9, picture=PIXEL)]
+ANSWERS = Answers(classes=["cat", EVIL, "none"], confusion=[[8, 2, 0], [0, 5, 0], [0, 0, 0]], mistakes=WRONG)
 BLANK = [[None if r == 0 else value for value in row] for r, row in enumerate(SAME)]
 
 
@@ -41,6 +42,8 @@ def run(place, name):
         stages=[{**STAGE, "pattern": f"SF of {name}"}],
         attentions={"layer3.0.conv1": {"parent": "layer3.0.conv2", "spatial": [[0.1, -0.2, 0.0]] * 3}},
         cka=[own, {**own, "title": f"{name}: other", "values": BLANK}],
+        facts={"Data set": "digits", "Epochs": str(place)},
+        answers=ANSWERS,
         files={"model.onnx": 1000 + place},
     )
 
@@ -50,41 +53,6 @@ MANY = [
     run(place, f"run_{place}_of_a_long_name_that_tells_what_was_changed_in_it"[: 9 + 4 * place])
     for place in range(16)
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no chromium on the path; apt install chromium to run this test")
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """A function that opens the page of some runs; afterwards, nothing may have been complained about or fetched."""
-    complaints, contexts = [], []
-
-    def open_page(runs, *, width=1400, height=900, **options):
-        path = tmp_path / "report.html"
-        report(runs, path, title="A report", note=EVIL, command=EVIL)
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append("a dialog"), dialog.dismiss()))
-        page.on("request", lambda request: request.url == path.as_uri() or complaints.append(request.url))
-        page.goto(path.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not complaints
 
 
 def tip(page):
@@ -103,7 +71,7 @@ def test_it_fits(show, runs, width, scheme):
     page.wait_for_selector("#cka svg.heat rect")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     ids = page.locator("section:visible").evaluate_all("found => found.map(each => each.id)")
-    expected = ["comparison", "pareto", "curves", "network", "attention", "cka", "files"]
+    expected = ["comparison", "facts", "pareto", "curves", "mistakes", "network", "attention", "cka", "files"]
     assert ids == [name for name in expected if name != "pareto" or len(runs) > 1]
     # no text of a chart is cut off, none is too small to read
     outside = """() => [...document.querySelectorAll('svg.chart text, svg.heat text')].filter(text => {
@@ -153,7 +121,9 @@ def test_it_stands_without_a_script(show):
     page = show(MANY, java_script_enabled=False)
     assert len(names(page)) == 16
     assert page.locator("noscript").is_visible()
-    assert page.locator("section:visible h2").all_inner_texts() == ["Comparison", "Network", "Exported files"]
+    assert page.locator("section:visible h2").all_inner_texts() == [
+        "Comparison", "How they were trained", "Mistakes", "Network", "Exported files",
+    ]  # fmt: skip
     assert page.locator("#network .stage:visible").count() == 16
 
 
@@ -256,7 +226,7 @@ def test_a_point_tells_all_numbers_of_its_run(show):
 
 def test_a_run_is_chosen(show):
     page = show(MANY)
-    for section in ("network", "attention", "cka"):
+    for section in ("network", "attention", "cka", "mistakes"):
         assert page.locator(f"#{section} option").count() == 16
         page.locator(f"#{section} select").select_option("3")
     assert page.locator("#network .panel:visible .pattern").inner_text() == f"SF of {MANY[3].name}"
@@ -275,6 +245,15 @@ def test_heat_maps_tell_their_cells(show):
     page.mouse.move(box["x"] + 3, box["y"] + 3)
     assert tip(page) == ["CKA not comparable", "row: conv1", "column: layer1.0.conv2"]
     assert other.locator("rect.blank").count() == 13
+    confusion = page.locator("#mistakes .matrix:visible svg.heat")
+    confusion.focus()
+    for key in ("ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    assert tip(page) == ["2 of 10, 20.0 %", "class: cat", f"taken for: {EVIL}"]
+    assert confusion.locator("rect.blank").count() == 3  # a class without an image
+    assert page.locator("#mistakes img:visible").evaluate_all(
+        "found => found.map(image => image.naturalWidth)"
+    ) == [1]
     page.locator("#attention .heat rect").nth(1).hover()
     assert tip(page) == [
         "layer3.0.conv1", "row 1, column 2 of the kernel", "s = −0.2000, kernel × 0.8000", "parent: layer3.0.conv2",

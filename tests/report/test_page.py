@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kerneldna.report.page import RunReport, report
+from kerneldna.report.page import DetectorReport, RunReport, detector_report, report
 
 CURVES = {"epoch": [1, 2], "train_loss": [2.0, 1.0], "val_loss": [2.1, 1.2], "top1": [0.5, 0.9]}
 STAGE = {
@@ -248,6 +248,26 @@ def test_an_added_layer_is_explained(written):
 
     assert "added layer" in Page(written([replace(DNA, stages=[stage])])).text
     assert "added layer" not in Page(written([DNA])).text
+
+
+def test_a_page_of_detectors(tmp_path):
+    seeds = {"box_ap": [0.30, 0.31], "box_ap50": [0.5, 0.5]}
+    first = DetectorReport(
+        name="plain", parameters=100, macs=9, stored_bytes=400, precision=seeds, facts={"Epochs": "1"}
+    )
+    better = {"box_ap": [0.40, 0.41], "box_ap50": [0.6, 0.7]}
+    second = replace(first, name="<b>", parameters=50, precision=better, stages=[STAGE])
+    third = replace(first, name="single", precision={"box_ap": [0.2], "mask_ap": [0.1]})
+    detector_report([first, second, third], tmp_path / "r.html", title="x")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.sections == ["comparison", "facts", "network"]
+    heads = ["Run", "Box AP", "Mask AP", "Box AP50", "Parameters"]
+    assert re.findall(r'<th scope="col">([^<]*)</th>', text)[:5] == heads
+    for expected in ("30.5", "± 0.7, 2 seeds", "one seed", "−50 %", "10.0"):
+        assert f"\n{expected}\n" in page.text
+    assert '<small class="good">+10.00 points</small>' in text  # 95 %: +6.96 to +13.04
+    assert '<small class="good">+15.00 points</small>' not in text  # the seeds are far apart
 
 
 def test_no_runs(tmp_path):

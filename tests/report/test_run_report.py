@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kerneldna.report.run_report import RunReport
+from kerneldna.report.run_report import DetectorReport, RunReport
 
 PLAIN = {"name": "plain", "parameters": 1, "macs": 1, "stored_bytes": 4, "top1": 0.5}
 
@@ -32,6 +32,13 @@ PLAIN = {"name": "plain", "parameters": 1, "macs": 1, "stored_bytes": 4, "top1":
 def test_what_is_wrong_is_said(given, message):
     with pytest.raises(ValueError, match=message):
         RunReport(**{**PLAIN, **given})
+
+
+def test_a_precision_is_a_fraction():
+    with pytest.raises(
+        ValueError, match=r"run 'd' has box_ap 31.5; expected a fraction 0-1, divide percent by 100"
+    ):
+        DetectorReport(name="d", parameters=1, macs=1, stored_bytes=4, precision={"box_ap": [0.3, 31.5]})
 
 
 def test_the_deviation_is_that_of_a_sample():

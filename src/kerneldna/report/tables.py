@@ -68,10 +68,12 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
 
 def precisions(runs: Sequence[DetectorReport]) -> tuple[str, str]:
     """Return the table that compares detectors by COCO's figures, as HTML, and how to read it, as text."""
-    kinds = [kind for kind in ("box", "mask") if any(f"{kind}_ap" in run.precision for run in runs)]
     first = runs[0]
     figures = {
-        f"{kind}_ap{part}": f"{kind.title()} {head}" for part, head in _PARTS.items() for kind in kinds
+        f"{kind}_ap{part}": f"{kind.title()} {head}"
+        for part, head in _PARTS.items()
+        for kind in ("box", "mask")
+        if any(f"{kind}_ap{part}" in run.precision for run in runs)
     }
     rows = [
         [

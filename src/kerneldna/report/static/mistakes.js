@@ -4,10 +4,11 @@
 const rare = (share) => alike(Math.sqrt(share));
 
 function confusionPicture({ classes, counts }, width) {
-  const longest = Math.min(Math.ceil(LETTER * Math.max(...classes.map((name) => name.length))) + 10, width / 3);
+  const letter = 1.15 * LETTER; // names of classes have more capitals than those of layers
+  const longest = Math.min(Math.ceil(letter * Math.max(...classes.map((name) => name.length))) + 10, width / 3);
   const side = Math.max(Math.min((width - longest - 2) / classes.length, 44), 6);
   const fits = side >= 12;
-  const cut = (name) => (LETTER * name.length + 8 > longest ? `${name.slice(0, Math.floor((longest - 8) / LETTER) - 1)}…` : name);
+  const cut = (name) => (letter * name.length + 8 > longest ? `${name.slice(0, Math.floor((longest - 8) / letter) - 1)}…` : name);
   const [right, bottom] = [longest + side * classes.length, side * classes.length];
   const label = `${classes.length} classes and what they are taken for; arrow keys go through the cells`;
   const picture = svg("svg", { class: "heat", width: Math.ceil(right) + 1, height: Math.ceil(bottom + (fits ? longest : 0)) + 2, role: "img", "aria-label": label });
