@@ -57,6 +57,14 @@ def export(
             help="For a detector: backbone exports it with its feature pyramid, to any runtime. Default: the whole, as onnx."
         ),
     ] = None,
+    preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--preprocessing",
+            help="Put a classifier's preprocessing inside: the file takes uint8 images, resized and cropped, and gives "
+            "probabilities.",
+        ),
+    ] = False,
     evaluate: Annotated[
         bool | None,
         typer.Option(
@@ -98,6 +106,7 @@ def export(
         images=compared,
         opset=opset,
         part=part,
+        preprocessing=preprocessing,
         progress=progress,
     )
     rounded = "int8" in (storage, compute)

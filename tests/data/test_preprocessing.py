@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from kerneldna.data.preprocessing import Preprocessing
+from kerneldna.conversion.convert import set_state
+from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
 from kerneldna.data.transforms import evaluation
 from kerneldna.recipes.specs import AugmentSpec, DataSpec
 
@@ -76,6 +77,28 @@ def test_another_size_keeps_the_share_of_the_crop():
     assert HOW.at(24, 24) is HOW
     assert HOW.at(48, 48).resize == math.floor(48 / 0.8)
     assert HOW.at(48, 48).transform()(photo(90, 70)).shape == (3, 48, 48)
+
+
+def test_pixels_are_what_is_left_of_it_outside_of_a_file():
+    left = HOW.as_pixels()
+    assert Preprocessing.read(left.facts()) == left
+    assert (left.facts()["value_range"], left.facts()["layout"]) == ("[0.0, 255.0]", "NHWC")
+    assert (left.resize, left.crop_pct, left.interpolation) == (30, 0.8, "bicubic")
+    assert left.at(48, 48).takes_pixels
+    assert str(left).endswith("centre 24 x 24 px of it, uint8 pixels, RGB")
+    pixels = left.transform()(photo(40, 31))
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (24, 24, 3))
+    normalised = (pixels.numpy() / 255 - HOW.mean) / HOW.std
+    np.testing.assert_allclose(
+        HOW.transform()(photo(40, 31)).numpy(), normalised.transpose(2, 0, 1), atol=1e-5
+    )
+
+
+def test_a_network_takes_no_pixels():
+    network = torch.nn.Linear(1, 1)
+    set_state(network, preprocessing=HOW.as_pixels().to_dict())
+    with pytest.raises(ValueError, match=r"preprocessing\.value_range: a network takes pixels of 0 to 1"):
+        preprocessing_of(network)
 
 
 def test_a_recipe_says_them():

@@ -71,9 +71,11 @@ def folders(photos: Path) -> list[Path]:
     return [photos / "val" / name for name in NAMES]
 
 
-def code_of(page: str) -> str:
+def code_of(page: str, file: str) -> str:
+    """Return the block of a page that opens `file`."""
     text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?onnxruntime.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (code,) = [block for block in blocks if f'"{file}"' in block]
     return code
 
 
@@ -97,7 +99,7 @@ def test_every_way_gives_the_same_accuracy_and_answers(run, onnx_file, photos, t
         listed = json.loads((out / "predictions.json").read_text())
         answers.append([entry["predictions"][0]["label"] for entry in listed])
     space: dict = {}
-    exec(code_of("photos.md").replace("photos.onnx", onnx_file.as_posix()), space)
+    exec(code_of("photos.md", "photos.onnx").replace("photos.onnx", onnx_file.as_posix()), space)
     files = [entry["image"] for entry in listed]
     answers.append([space["classify"](file) for file in files])
     top1.append(
@@ -110,6 +112,35 @@ def test_every_way_gives_the_same_accuracy_and_answers(run, onnx_file, photos, t
     assert 0.2 < top1[0] < 1  # neither by chance, nor too easy to tell
     assert top1 == [pytest.approx(top1[0], abs=1e-6)] * 9
     assert all(each == answers[0] for each in answers)
+
+
+def test_a_file_with_its_preprocessing_inside_gives_the_same(run, photos, tmp_path):
+    file = tmp_path / "pixels.onnx"
+    call("export", run, "--preprocessing", "--out", file, "--no-progress")
+    assert last_line(call("inspect", file))["facts"]["layout"] == "NHWC"
+    listed = []
+    for name, path in (("run", run), ("file", file)):
+        done = last_line(call("predict", path, *folders(photos), "--out", tmp_path / name))
+        listed.append((done["top1"], json.loads((tmp_path / name / "predictions.json").read_text())))
+    (expected, by_run), (top1, by_file) = listed
+    assert top1 == expected
+    for one, other in zip(by_run, by_file, strict=True):
+        shares = [{each["label"]: each["probability"] for each in e["predictions"]} for e in (one, other)]
+        assert list(shares[0]) == list(shares[1])
+        assert shares[1] == pytest.approx(shares[0], abs=2e-5)
+    space: dict = {}
+    exec(code_of("photos.md", "pixels.onnx").replace("pixels.onnx", file.as_posix()), space)
+    for entry in by_file:
+        label, share = space["classify"](entry["image"])
+        assert (label, share) == (
+            entry["predictions"][0]["label"],
+            pytest.approx(entry["predictions"][0]["probability"], abs=1e-5),
+        )
+    figures = [last_line(call("eval", run, "--no-progress", *words)) for words in ([], ["--model", file])]
+    assert figures[1]["top1"] == figures[0]["top1"] == pytest.approx(expected, abs=1e-6)
+    assert figures[1]["loss"] == pytest.approx(figures[0]["loss"], rel=1e-4)
+    refused = call("export", run, "--preprocessing", "--part", "backbone", code=1).stderr.replace("\n", " ")
+    assert "--preprocessing was given with --part backbone" in refused
 
 
 def test_the_list_and_the_sheet(run, photos, tmp_path):

@@ -28,6 +28,7 @@ from kerneldna.reading.typed import Within, typed
 Level = Annotated[float, Within(-(2**20), 2**20)]
 Levels = tuple[Level, Level, Level]
 Transform = Callable[[Image.Image], torch.Tensor]
+_BLACK, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and std that leave pixels as they are
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Preprocessing:
         interpolation: How it is resized, by Pillow: "nearest", "bilinear" or "bicubic".
         crop_pct: The share of the shorter side that the crop keeps, 0-1.
         crop_mode: Where the crop is cut.
-        value_range: Of the pixels that mean and std are for: black and white.
+        value_range: Of the pixels that mean and std are for: black and white. 0 and 255 of a file with its preprocessing
+            inside, which takes uint8 pixels `(H, W, 3)`; mean and std are then 0 and 1.
         channel_order: Of the tensor.
     """
 
@@ -57,19 +59,32 @@ class Preprocessing:
     channel_order: Literal["RGB"] = "RGB"
 
     def __post_init__(self) -> None:
-        if self.input_size[0] != 3 or tuple(self.value_range) != (0, 1) or not all(self.std):
+        bare = (tuple(self.mean), tuple(self.std)) == (_BLACK, _ONE)
+        known = tuple(self.value_range) == (0, 1) or (self.takes_pixels and bare)
+        if self.input_size[0] != 3 or not known or not all(self.std):
             raise ValueError(
-                f"input_size, value_range, std: expected three channels of pixels of 0 to 1, divided by no zero, given "
-                f"{list(self.input_size)}, {list(self.value_range)}, {list(self.std)}"
+                "input_size, value_range, mean, std: expected three channels of pixels of 0 to 1, divided by no zero, or of 0 to "
+                f"255 with mean 0 and std 1, given {list(self.input_size)}, {list(self.value_range)}, {list(self.mean)}, "
+                f"{list(self.std)}"
             )
 
     def __str__(self) -> str:
         height, width = self.input_size[1:]
         levels = [", ".join(f"{level:g}" for level in each) for each in (self.mean, self.std)]
+        then = "uint8 pixels" if self.takes_pixels else f"pixels 0-1 minus ({levels[0]}) over ({levels[1]})"
         return (
-            f"shorter side to {self.resize} px ({self.interpolation}), centre {width} x {height} px of it, pixels 0-1 minus "
-            f"({levels[0]}) over ({levels[1]}), {self.channel_order}"
+            f"shorter side to {self.resize} px ({self.interpolation}), centre {width} x {height} px of it, {then}, "
+            f"{self.channel_order}"
         )
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it ends in uint8 pixels `(H, W, 3)`, which the file normalises itself (`kerneldna.deploy.inside`)."""
+        return tuple(self.value_range) == (0, 255)
+
+    def as_pixels(self) -> Preprocessing:
+        """Return what is left to do outside of a file that normalises pixels itself: resizing and cropping."""
+        return replace(self, value_range=(0.0, 255.0), mean=_BLACK, std=_ONE)
 
     @classmethod
     def cropped(cls, side: int, *, crop_pct: float, **others: Any) -> Preprocessing:
@@ -94,7 +109,8 @@ class Preprocessing:
 
     def facts(self) -> dict[str, str]:
         """Return what `read` reads: words as they are, numbers and lists as JSON."""
-        return {key: value if key in _WORDS else json.dumps(value) for key, value in self.to_dict().items()}
+        facts = {key: value if key in _WORDS else json.dumps(value) for key, value in self.to_dict().items()}
+        return facts | {"layout": "NHWC"} if self.takes_pixels else facts
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain data, as JSON takes them."""
@@ -110,12 +126,16 @@ class Preprocessing:
         return replace(self, input_size=(3, height, width), resize=resize)
 
     def transform(self) -> Transform:
-        """Return the transform: a (W, H) RGB image to a `(3, H, W)` tensor."""
+        """Return the transform: a (W, H) RGB image to a `(3, H, W)` tensor, or one of uint8 pixels `(H, W, 3)`."""
+        last = (
+            [T.PILToTensor(), _channels_last]
+            if self.takes_pixels
+            else [T.ToTensor(), T.Normalize(list(self.mean), list(self.std))]
+        )
         return T.Compose([
             T.Resize(self.resize, T.InterpolationMode(self.interpolation)),
             T.CenterCrop(list(self.input_size[1:])),
-            T.ToTensor(),
-            T.Normalize(list(self.mean), list(self.std)),
+            *last,
         ])  # fmt: skip
 
 
@@ -123,9 +143,19 @@ _WORDS = ("interpolation", "crop_mode", "channel_order")
 
 
 def preprocessing_of(network: Any) -> Preprocessing | None:
-    """Return the preprocessing that a network, or the function of an exported file, was trained with; None where none is noted."""
+    """Return the preprocessing that a network, or the function of an exported file, was trained with; None where none is noted.
+
+    Raises:
+        ValueError: If what is noted on a network is damaged.
+    """
     noted = getattr(network, "preprocessing", None)
     if isinstance(network, torch.nn.Module):
         found = state_of(network).get("preprocessing")
-        return found and typed(found, Preprocessing, "preprocessing")
+        noted = found and typed(found, Preprocessing, "preprocessing")
+        if noted and noted.takes_pixels:
+            raise ValueError("preprocessing.value_range: a network takes pixels of 0 to 1; given [0, 255]")
     return noted
+
+
+def _channels_last(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.permute(1, 2, 0).contiguous()

@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from kerneldna.conversion.convert import input_size_of, network_of, state_of
 from kerneldna.deploy import calibrate as calibration
-from kerneldna.deploy import detector_export
+from kerneldna.deploy import detector_export, inside
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.facts import facts_of
 from kerneldna.deploy.fuse import fused_copy
 from kerneldna.deploy.opened_file import opened, runtime_of
 from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.settled import settled_mode, settled_way
-from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels
+from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels, under
 from kerneldna.network import surgery
 from kerneldna.network.surgery import InputSize
 from kerneldna.reading.text import check_file
@@ -66,6 +66,7 @@ def export(
     input_size: InputSize | None = None,
     opset: int | None = None,
     part: str | None = None,
+    preprocessing: bool = False,
     progress: bool = True,
 ) -> Exported:
     """Write `model` to a file and compare what the file computes with PyTorch, at several batch sizes.
@@ -99,6 +100,9 @@ def export(
             default that of the largest lying image.
         opset: Of ONNX; by default the exporter's own.
         part: "backbone" for a detector's backbone with its feature pyramid, by default the whole.
+        preprocessing: Write a classifier with its preprocessing inside: the file takes uint8 images `(B, H, W, 3)`, RGB, resized
+            and cropped as its metadata say, and gives probabilities `(B, classes)`, which are then what is compared. `images` and
+            `calibrate` stay what the network itself takes.
         progress: Show a progress bar while calibrating.
 
     Returns:
@@ -106,8 +110,8 @@ def export(
 
     Raises:
         ValueError: If the network is in training mode or fused in another mode than asked for, an argument is unknown to the
-            runtime, calibration data is missing, the network makes a kernel for each image and no batch is given, or the file's
-            outputs differ from PyTorch's.
+            runtime, calibration data is missing, the network makes a kernel for each image and no batch is given, preprocessing is
+            to go inside and is not noted on a classifier, or the file's outputs differ from PyTorch's.
         RuntimeError: If torch does not write the whole detector.
         ModuleNotFoundError: If the runtime is not installed.
     """
@@ -120,15 +124,20 @@ def export(
         raise ValueError(f"the file {path.name!r} was given; {runtime} files end in {target.suffix}")
     if any(module.training for module in model.modules()):
         raise ValueError("the network is in training mode; call model.eval() before export")
+    how = inside.noted(model, part) if preprocessing else None
     if whole := part is None and detector_export.is_detector(model):
         detector_export.check_whole(runtime, compute=compute, batch=batch, input_size=input_size, opset=opset)
     network, shown = _shown(model, part, images, input_size, batches)
+    pixels = None if how is None else inside.pixels_of(shown, how)
     if part is not None and calibrate is not None:
         asked = replace(asked, calibrate=detector_export.BackboneBatches(calibrate, _size(shown)))
     settled = settled_mode(network, mode), settled_way(network, prefer)
     fused, shared = _fused(network, *settled, calibrate, None if whole else shown[:2], progress=progress)
     facts = facts_of(model, size=None if whole else _size(shown), batch=batch, whole=part is None)
     asked = replace(asked, shared=shared, facts=facts)
+    if how is not None and pixels is not None:
+        shown = pixels
+        fused, asked = inside.put_inside(fused, how, pixels, asked)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         file = Path(folder) / path.name
@@ -164,8 +173,9 @@ def load_exported(
         precision: "fp32", or "bf16" where the runtime can.
 
     Returns:
-        A function from images `(B, C, H, W)` to what the network returns; of a whole detector, from a list of images
-        `(3, H, W)`, 0-1, to a list of dictionaries: `boxes (N, 4)`, `labels (N,)`, `scores (N,)`, `masks (N, 1, H, W)`.
+        A function from images `(B, C, H, W)` to what the network returns; of a file with its preprocessing inside, from uint8
+        images `(B, H, W, 3)` to probabilities `(B, classes)`; of a whole detector, from a list of images `(3, H, W)`, 0-1, to a
+        list of dictionaries: `boxes (N, 4)`, `labels (N,)`, `scores (N,)`, `masks (N, 1, H, W)`.
         Its attribute `classes` holds the names of the classes in the order of outputs, `preprocessing` what an image becomes
         before (`kerneldna.data.preprocessing`), None where the file does not say; `facts` all that it says of itself.
 
@@ -236,17 +246,8 @@ def _fused(
     if fused is model:
         return model, ()
     shared = shared_kernels(network, network_of(fused), means)
-    inside = state_of(model).get("network")
-    return fused, shared if inside is None else tuple(_inside(inside, kernel) for kernel in shared)
-
-
-def _inside(network: str, kernel: SharedKernel) -> SharedKernel:
-    """Return `kernel` under its names in a detector, of which `network` is the part."""
-    users, mixes = (
-        {f"{network}.{name}": parts for name, parts in given.items()}
-        for given in (kernel.users, kernel.mixes)
-    )
-    return replace(kernel, name=f"{network}.{kernel.name}", users=users, mixes=mixes)
+    outer = state_of(model).get("network")
+    return fused, shared if outer is None else tuple(under(outer, kernel) for kernel in shared)
 
 
 @torch.no_grad()

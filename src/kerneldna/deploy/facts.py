@@ -4,7 +4,8 @@ label_names          the classes in the order of the outputs, a JSON list
 input_size           [3, 128, 128]: channels, height and width of an image
 mean, std, ...       what an image becomes before the network sees it (`kerneldna.data.preprocessing`)
 architecture         the backbone's timm name
-outputs              "logits" of a classifier; "boxes, labels, scores, masks" of a whole detector
+outputs              "logits" of a classifier, "probabilities" of one with its preprocessing inside (`kerneldna.deploy.inside`);
+                     "boxes, labels, scores, masks" of a whole detector
 batch                the batch size, where it is fixed
 method               the method that it was converted with; "none" for a plain network
 kerneldna            of the library that wrote the file

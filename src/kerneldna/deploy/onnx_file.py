@@ -43,7 +43,7 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
 
     Args:
         model: A network in eval mode, or a detector of `create_detector`.
-        x: Images to trace with, `(B, C, H, W)`; of a detector one, `(3, H, W)`.
+        x: Images to trace with, `(B, C, H, W)`; of a detector one, `(3, H, W)`; of what has its preprocessing inside uint8.
         path: The file to write.
         request: Storage, compute, shared kernels and the rest.
 
@@ -60,7 +60,8 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
     if request.compute == "int8" and request.calibrate is not None:
         images = batches(model, request.calibrate, text="Calibrating", progress=request.progress)
         size = None if request.dynamic else len(x)
-        proto = quantize(proto, (part.cpu().numpy() for batch in images for part in _parts(batch, size)))
+        parts = (part.to("cpu", x.dtype).numpy() for batch in images for part in _parts(batch, size))
+        proto = quantize(proto, parts)
         onnx_storage.shrink(proto, places, request.shared, storage="int8", quantized=True)
     else:
         onnx_storage.shrink(proto, places, request.shared, storage=request.storage)
@@ -128,7 +129,7 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
             exported,
             (),
             input_names=["images"],
-            output_names=_output_names(exported),
+            output_names=_output_names(exported, request.facts.get("outputs", "logits")),
             opset_version=None if opset is None else max(opset, WRITTEN),
             dynamo=True,
             verbose=False,
@@ -143,10 +144,10 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
     return proto
 
 
-def _output_names(exported: ExportedProgram) -> list[str] | None:
-    """Name one output "logits", and those of a dictionary, such as a feature pyramid's, as it does."""
+def _output_names(exported: ExportedProgram, one: str) -> list[str] | None:
+    """Name an output that is the only one `one`, and those of a dictionary, such as a feature pyramid's, as it does."""
     if len(exported.graph_signature.user_outputs) == 1:
-        return ["logits"]
+        return [one]
     returned: Any = exported.call_spec.out_spec
     return [f"map_{key}" for key in returned.context] if returned.type in (dict, OrderedDict) else None
 

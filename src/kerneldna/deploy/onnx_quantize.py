@@ -1,6 +1,7 @@
 """Static int8 quantization of an ONNX network by ONNX Runtime: uint8 activations, int8 weights with one scale an output channel.
 
 The layers of gates stay in float: they see one pixel, cost little, and scale whole channels. Their pools, which see maps, do not.
+So does what is around a network with its preprocessing inside: its probabilities would be rounded to 256 steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _POOLS = ("ReduceMean", "GlobalAveragePool")
 _SIGMOIDS = ("Sigmoid", "HardSigmoid")
+_BEFORE = ("Transpose", "Cast", "Sub", "Mul", "Identity")  # what normalises pixels
 
 
 def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> ModelProto:
@@ -25,7 +27,7 @@ def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> Model
 
     Args:
         model: A float network; its weights are initializers.
-        images: Batches `(B, C, H, W)` that the ranges of the activations are taken from.
+        images: Batches of what the network takes, such as `(B, C, H, W)`, that the ranges of the activations are taken from.
 
     Raises:
         ValueError: If there is no image.
@@ -58,7 +60,7 @@ def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> Model
                 per_channel=True,
                 activation_type=QuantType.QUInt8,  # with int8 activations the same network runs at half the speed
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=gate_nodes(model.graph),
+                nodes_to_exclude=[*gate_nodes(model.graph), *outer_nodes(model.graph)],
             )
         except ValueError as error:
             if not reader.count:
@@ -84,3 +86,20 @@ def gate_nodes(graph: GraphProto) -> list[str]:
         if at is not None:
             found.update(dict.fromkeys(path))
     return list(found)
+
+
+def outer_nodes(graph: GraphProto) -> list[str]:
+    """Return the names of the nodes that make normalised images of uint8 pixels, and probabilities of logits."""
+    from onnx import TensorProto
+
+    if graph.input[0].type.tensor_type.elem_type != TensorProto.UINT8:
+        return []
+    made, found = {graph.input[0].name}, []
+    for node in graph.node:
+        if node.op_type in _BEFORE and made.intersection(node.input):
+            made.update(node.output)
+            found.append(node.name)
+    given = {out.name for out in graph.output}
+    return found + [
+        node.name for node in graph.node if node.op_type == "Softmax" and given.intersection(node.output)
+    ]

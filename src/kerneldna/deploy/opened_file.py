@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from kerneldna.deploy.inside import misfit
 from kerneldna.deploy.runtime import Runtime, require
 from kerneldna.deploy.seal import check_seal
 from kerneldna.reading.shown import said
@@ -47,7 +48,11 @@ def opened(target: type[Runtime], path: Path, *, threads: int | None, precision:
             "network again"
         ) from error
 
+    how = getattr(run, "preprocessing", None)
+
     def guarded(images: Any) -> Any:
+        if wrong := misfit(images, how):
+            raise ValueError(f"{path} {wrong}")
         try:
             return run(images)
         except MemoryError:

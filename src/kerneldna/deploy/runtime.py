@@ -61,7 +61,7 @@ class Runtime(Protocol):
     def open(
         path: str | Path, *, threads: int | None = None, precision: str = "fp32"
     ) -> Callable[[Tensor], Tensor | list[Tensor]]:
-        """Return a function from images `(B, C, H, W)` to what the network returns, on the CPU.
+        """Return a function from images, as they were given to `write`, to what the network returns, on the CPU.
 
         The function has the attributes that `kerneldna.deploy.facts.knowing` gives it.
         """

@@ -11,7 +11,7 @@ that runs as two convolves with the basis itself, and one that runs as one with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,14 @@ class SharedKernel:
     users: Mapping[str, tuple[Tensor, ...]]
     mixes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     adds: bool = True
+
+
+def under(prefix: str, kernel: SharedKernel) -> SharedKernel:
+    """Return `kernel` under its names in a larger model, in which the network is the module `prefix`."""
+    users, mixes = (
+        {f"{prefix}.{name}": parts for name, parts in given.items()} for given in (kernel.users, kernel.mixes)
+    )
+    return replace(kernel, name=f"{prefix}.{kernel.name}", users=users, mixes=mixes)
 
 
 def shared_kernels(

@@ -20,6 +20,9 @@ from kerneldna.conversion.convert import classes_of
 from kerneldna.data.classes import listed
 from kerneldna.data.dataset import ImageData, open_data
 from kerneldna.data.loaders import val_loader
+from kerneldna.data.preprocessing import preprocessing_of
+from kerneldna.data.transforms import evaluation
+from kerneldna.deploy.inside import of_normalised
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.lightning_setup import make_trainer, quiet
@@ -48,7 +51,8 @@ def evaluate(
         progress: Show a progress bar.
 
     A network knows the names of its classes, and so does its exported file: labels are looked up by name, whatever their order,
-    and the images may be of some of the classes.
+    and the images may be of some of the classes. A file with its preprocessing inside is given the images as pixels, and its
+    loss is taken from the logarithms of its probabilities.
 
     Returns:
         Of a classifier `loss`, `top1` and, from five classes on, `top5` (fractions 0-1); of a detector `box_ap`, ...
@@ -74,7 +78,7 @@ def evaluate(
     data = labelled_for(model, open_data(recipe.data.source, split=split))
     loader = val_loader(data, recipe)
     # Without the average: the network given is the one to measure.
-    network = model if isinstance(model, nn.Module) else _Function(model)
+    network = model if isinstance(model, nn.Module) else _Function(_of_images(model, recipe))
     task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
     if detections is not None and not hasattr(task, "save_detections"):
         raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections= out")
@@ -139,6 +143,14 @@ def labelled_for(network: Network, data: ImageData) -> ImageData:
         "Give images of the classes that the network was trained for, by the names that it was trained with."
     )
     return data.with_classes(classes, known_by="the network", remedy=remedy)
+
+
+def _of_images(function: Callable[[Any], Any], recipe: Recipe) -> Callable[[Any], Any]:
+    """Return the function of a file as one of the images of a recipe, also where the file normalises them itself."""
+    how = preprocessing_of(function)
+    if how is None or not how.takes_pixels:
+        return function
+    return of_normalised(function, evaluation(recipe.data, recipe.augment))
 
 
 class _Function(nn.Module):

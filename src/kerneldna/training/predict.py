@@ -144,7 +144,7 @@ def _preprocessing(network: Any) -> Preprocessing:
 
 
 def _runner(network: Any, device: str) -> Callable[[Tensor], Tensor]:
-    """Return a function from a batch of images to logits, both on the CPU."""
+    """Return a function from a batch of images to what the network or the file gives, both on the CPU."""
     if not isinstance(network, nn.Module):
         return network
     place = device_of(device)
@@ -175,7 +175,8 @@ def _classified(
             batch = torch.stack([transform(image) for _, image in part])
             missing = (size or len(batch)) - len(batch)  # a file of a fixed batch takes no smaller one
             given = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)]) if missing else batch
-            yield part, run(given)[: len(part)].softmax(1)
+            found = run(given)[: len(part)]
+            yield part, found if how.takes_pixels else found.softmax(1)
 
 
 def _batch_size(run: Any) -> int | None:
