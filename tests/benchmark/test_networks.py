@@ -107,5 +107,5 @@ def test_wrong_labels(label, message, tmp_path):
 
 def test_a_run_of_a_detector(tmp_path):
     write_text(tmp_path / "recipe.yaml", load_recipe("maskrcnn-resnet50-coco").to_yaml())
-    with pytest.raises(ValueError, match="has the task 'detection'; reports and benchmarks compare class"):
+    with pytest.raises(ValueError, match="has the task 'detection'; benchmarks compare class"):
         parse([str(tmp_path)])

@@ -162,6 +162,10 @@ def test_settings_are_put_where_they_were():
 def test_predictions_of_several_thresholds_at_once(kind):
     """One detector in eight threads, each with a threshold of its own."""
     detector = make(kind)
+    if (
+        kind == "retinanet"
+    ):  # untrained, its boxes and scores nearly tie: which are suppressed or cut off hangs on the last bits
+        detector.nms_thresh, detector.topk_candidates, detector.detections_per_img = 1.0, 10**6, 10**6
     image = Image.effect_noise((60, 40), 90).convert("RGB")
     everything = detect(detector, image, threshold=0)["scores"]
     scores = everything.sort().values
@@ -170,9 +174,7 @@ def test_predictions_of_several_thresholds_at_once(kind):
     expected = [everything[everything > threshold] for threshold in thresholds]
     assert len({len(each) for each in expected}) == 8
     before = settings_of(detector)
-    # a thread starts with torch's own number of threads, and sums of another order change what is suppressed
-    alike = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
-    with ThreadPoolExecutor(8, **alike) as pool:
+    with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             given = pool.map(lambda threshold: detect(detector, image, threshold=threshold), thresholds)
             for each, found in zip(given, expected, strict=True):

@@ -72,7 +72,7 @@ def test_report_of_a_detector(run, tmp_path):
     text = out.read_text(encoding="utf-8")
     for expected in (
         "Box AP50",
-        "Mask AP large",
+        "Mask AP50",
         "one seed",
         "Detector",
         "maskrcnn",
