@@ -38,11 +38,11 @@ def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> Model
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = iter(images)
-            self.count = 0
+            self.count, self.ended = 0, False
 
         def get_next(self) -> Any:
             batch = next(self.batches, None)
-            self.count += batch is not None
+            self.count, self.ended = self.count + (batch is not None), batch is None
             return None if batch is None else {"images": batch}
 
     reader = Reader()
@@ -63,7 +63,7 @@ def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> Model
                 nodes_to_exclude=[*gate_nodes(model.graph), *outer_nodes(model.graph)],
             )
         except ValueError as error:
-            if not reader.count:
+            if reader.ended and not reader.count:  # else the images themselves were refused
                 raise ValueError(
                     "calibration data without an image was given; pass some hundred training images"
                 ) from error
