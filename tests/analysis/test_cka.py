@@ -47,7 +47,7 @@ def test_kernels_in_effect_are_compared_by_the_formula(model):
     assert found.of == "kernels"
     assert found.rows == found.columns
     assert "layer3.0.conv2" in rows  # a child
-    for a, line in zip(found.rows, found.values, strict=True):
+    for a, line in list(zip(found.rows, found.values, strict=True))[::3]:
         for b, value in zip(found.columns, line, strict=True):
             if len(rows[a]) != len(rows[b]):
                 assert np.isnan(value)
@@ -222,6 +222,7 @@ def test_wrong_features(model, images, options, message):
         feature_cka(model, images, **options)
 
 
+@pytest.mark.slow
 def test_batches_agree_with_all_images_at_once(data_dir):
     from torchvision.transforms.functional import to_tensor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,3 +107,15 @@ def test_the_batch_is_called_batch(trained, tmp_path, options):
     kd.export(trained, tmp_path / "one.onnx", batch=1, progress=False)
     graph = onnx.load(tmp_path / "one.onnx").graph
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
+def test_a_file_says_nothing_of_the_machine_that_wrote_it(tmp_path):
+    import onnx
+
+    network = kd.create_model("resnet18", method="kerneldna", width=0.125, num_classes=3).eval()
+    kd.export(network, tmp_path / "a.onnx", input_size=(3, 32, 32))
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert not any(
+        part.metadata_props for part in (*graph.node, *graph.value_info, *graph.initializer, graph)
+    )
+    assert str(Path(kd.__file__).parent).encode() not in (tmp_path / "a.onnx").read_bytes()

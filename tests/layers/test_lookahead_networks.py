@@ -238,7 +238,7 @@ def test_kernel_times_factors_is_the_fused_kernel(model, mode):
     [
         ("resnet18", "accuracy"),
         ("resnet18", "throughput"),
-        ("convnext_tiny", "accuracy"),
+        pytest.param("convnext_tiny", "accuracy", marks=pytest.mark.slow),
         pytest.param("convnext_tiny", "throughput", marks=pytest.mark.slow),
         pytest.param("mobilenetv2_050", "accuracy", marks=pytest.mark.slow),
         pytest.param("mobilenetv2_050", "throughput", marks=pytest.mark.slow),
