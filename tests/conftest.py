@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +16,14 @@ from torch import nn
 
 import kerneldna as kd
 from kerneldna.detection import detectors
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what is there before the first test: looking through it is a tenth of the time of the suite."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
 
 # `pytest --hypothesis-profile=long` draws new examples, and many; the default ones are the same at every run.
 settings.register_profile(
