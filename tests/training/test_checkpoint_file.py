@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,3 +51,14 @@ def test_a_file_that_may_not_be_written_is_an_error(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(PermissionError):
         WholeCheckpoints().save_checkpoint(STATE, tmp_path / "last.ckpt")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672]")
+
+    monkeypatch.setattr(torch, "save", fail)
+    for free, said in ((0, "the disk is full; free some of it"), (2**40, "enforce fail")):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with pytest.raises(OSError, match=said):
+            WholeCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")

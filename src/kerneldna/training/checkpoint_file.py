@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,8 +91,10 @@ class WholeCheckpoints(TorchCheckpointIO):
         with atomic(path) as part:
             try:
                 torch.save(checkpoint, part)
-            except RuntimeError as error:  # what torch makes of an OSError while it writes
-                raise OSError(f"{path} could not be written: {error}") from error
+            except (
+                RuntimeError
+            ) as error:  # what torch makes of an OSError while it writes, without its reason
+                raise OSError(f"{path} could not be written: {_why(part, error)}") from error
             if not zipfile.is_zipfile(part) or zipfile.ZipFile(part).testzip() is not None:
                 raise OSError(f"{path} could not be written: what the disk gave back is not what was written")
 
@@ -144,3 +147,10 @@ def damaged(path: str | Path, problem: str) -> ValueError:
     return ValueError(
         f"'{path}' is damaged ({problem}), and the run cannot go on from it; remove it, and the run starts from its first epoch"
     )
+
+
+def _why(part: Path, error: RuntimeError) -> str:
+    """Return why a write failed: for lack of room, where less is free than was written."""
+    if shutil.disk_usage(part.parent).free < max(2**20, part.stat().st_size if part.exists() else 0):
+        return "the disk is full; free some of it"
+    return str(error)
