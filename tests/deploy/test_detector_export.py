@@ -127,7 +127,7 @@ def test_throughput_mode(detector, images, tmp_path):
 @pytest.mark.parametrize("detector", ["maskrcnn"], indirect=True)
 def test_images_in_which_nothing_is_found(detector, images, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(detector.roi_heads, "score_thresh", 2.0)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="kerneldna")
     assert kd.export(detector, tmp_path / "m.onnx", images=images[:1]).difference is None
     assert (
         "the file was not compared with PyTorch: neither found anything in 1 images; pass some" in caplog.text

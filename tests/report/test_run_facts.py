@@ -27,7 +27,7 @@ def test_what_a_reader_must_know(write):
     assert found == {
         "Data set": "digits",
         "Image size": "32 × 32 px",
-        "Network": "resnet18, width 0.25, small stem, zero_init_last=False",
+        "Network": "resnet18, width 0.25, small stem",
         "Method": "kerneldna",
         "Epochs": "10",
         "Batch size": "32",
@@ -49,7 +49,7 @@ def test_what_is_changed_is_said(write):
     found = facts_of([write("run", "resnet18-kerneldna-digits", *changes)])
     for label, words in {
         "Images used": "500 for validation",
-        "Network": "resnet18, width 0.25, small stem, from timm's weights, zero_init_last=False",
+        "Network": "resnet18, width 0.25, small stem, from timm's weights",
         "Method": "none",
         "Optimizer": "SGD, Nesterov momentum 0.9, weight decay 0.0005, not of norms and biases",
         "Learning rate": "0.05, a tenth after epoch 3, 6",

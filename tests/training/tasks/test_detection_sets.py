@@ -77,7 +77,7 @@ def test_too_few_images_with_an_object(tmp_path):
 
 
 def test_no_object_anywhere_is_trained_and_not_measured(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="kerneldna")
     source = both(tmp_path / "pets")
     result = train(recipe(source, "detection.keep_empty=true"), run_dir=tmp_path / "run", progress=False)
     assert set(result.metrics.values()) == {None}
