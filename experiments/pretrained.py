@@ -8,7 +8,7 @@ trains that on, equally long, without labels where it is compressed, with them w
 experiments/results/pretrained/ and is then skipped.
 
 basis      kd.compress: bases of filters, shared or not, whichever damages less; after the fit, after refinement, distilled
-shared     every set of like layers shares a basis; low_rank: none does
+shared     every set of like layers shares a basis
 copy       KernelDNA's children as copies of their parents, distilled
 pruned     the same share of channels removed from every layer by Torch-Pruning, those of least magnitude, to as many parameters
            (pruned_macs: to as few MACs), distilled

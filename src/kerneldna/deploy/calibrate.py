@@ -169,8 +169,17 @@ def recalibrate_norms_(model: nn.Module, data: Batches, *, progress: bool = True
                 norm.eval()
 
 
-def batches(model: nn.Module, data: Batches, *, text: str, progress: bool) -> Iterator[Tensor]:
+def batches(
+    model: nn.Module, data: Batches, *, text: str, progress: bool, said: str = "calibration data gave"
+) -> Iterator[Tensor]:
     """Yield the images of `data` batch by batch, on the network's device and of its dtype.
+
+    Args:
+        model: The network that they are for.
+        data: Images `(B, C, H, W)`, or a loader of such batches or of (images, labels).
+        text: Stands before the progress bar.
+        progress: Show it.
+        said: How the message about a batch that is none begins.
 
     Raises:
         ValueError: If a batch is not one of images `(B, C, H, W)`.
@@ -181,6 +190,6 @@ def batches(model: nn.Module, data: Batches, *, text: str, progress: bool) -> It
         if not isinstance(x, Tensor) or x.ndim != 4:
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
-                f"calibration data gave {found}; expected images (B, C, H, W), or a loader of them or of (images, labels)"
+                f"{said} {found}; expected images (B, C, H, W), or a loader of them or of (images, labels)"
             )
         yield x.to(like.device, like.dtype)

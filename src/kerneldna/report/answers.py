@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kerneldna.conversion.convert import classes_of
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import val_loader
 from kerneldna.network import surgery
@@ -37,7 +38,7 @@ def answers_of(folder: RunFolder, network: nn.Module, *, progress: bool = False)
         RuntimeError: If an image cannot be read, or an output of the network is not a number.
     """
     recipe = folder.recipe()
-    data = labelled_for(network, open_data(recipe.data.source))
+    data = labelled_for(classes_of(network), open_data(recipe.data.source))
     loader: Any = val_loader(data, recipe, numbered=True)
     count = len(data.classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)

@@ -12,12 +12,10 @@ compress_run("runs/resnet18", run_dir="runs/small", budget=0.5)
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from kerneldna import checkpoint
 from kerneldna.compression.compress import carried_out
 from kerneldna.compression.measure import measure
 from kerneldna.compression.plan import CompressionPlan, planned
+from kerneldna.conversion.convert import classes_of
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import calibration_loader
 from kerneldna.figures.compression_curve import compression_curve
@@ -48,41 +47,22 @@ from kerneldna.training.trainer import train
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class CompressFolder:
-    """The files that a compression leaves in a run folder, by name."""
+    """The files that a compression leaves in a run folder, by name.
 
-    path: Path
+    Args:
+        path: The folder.
+    """
 
-    @property
-    def facts(self) -> Path:
-        """The figures."""
-        return self.path / "compression.json"
-
-    @property
-    def curve(self) -> Path:
-        """The picture."""
-        return self.path / "curve.png"
-
-    @property
-    def teacher(self) -> Path:
-        """The network as it was."""
-        return self.path / "teacher"
-
-    @property
-    def compressed(self) -> Path:
-        """The network as it was fitted."""
-        return self.path / "compressed"
-
-    @property
-    def measured(self) -> Path:
-        """What was measured so far, while it is: a run that is stopped and begun again goes on from there."""
-        return self.path / "measured"
-
-    @property
-    def recipe(self) -> Path:
-        """What trains it on."""
-        return self.path / "distill.yaml"
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.facts = self.path / "compression.json"
+        self.curve = self.path / "curve.png"
+        self.teacher = self.path / "teacher"
+        self.compressed = self.path / "compressed"
+        self.recipe = self.path / "distill.yaml"
+        # while it is being measured: one that is stopped and begun again goes on from there
+        self.measured = self.path / "measured"
 
 
 def compress_run(
@@ -124,7 +104,7 @@ def compress_run(
         ValueError: If the network is no classifier, the budget is out of reach, images are missing, or their classes are not the
             network's.
     """
-    folder = CompressFolder(Path(run_dir))
+    folder = CompressFolder(run_dir)
     if folder.facts.exists() and not resume:
         raise FileExistsError(
             f"'{folder.path}' already holds a compression; resume=True goes on with it, another run_dir= starts a new one"
@@ -180,14 +160,14 @@ def _compress(
         teacher_folder = checkpoint.save(teacher, folder.teacher)
     checkpoint.save(small, folder.compressed)
     write_text(folder.recipe, _recipe(recipe, folder, teacher_folder, max(epochs, 1)).to_yaml())
-    with ExitStack() as drawing:
-        figure = compression_curve(
-            [p.parameters if of == "parameters" else p.macs for p in laid.curve],
-            [p.damage for p in laid.curve],
-            whole=(laid.parameters if of == "parameters" else laid.macs)[0],
-            what="MACs" if of == "macs" else "parameters",
-        )
-        figure.savefig(drawing.enter_context(atomic(folder.curve)), format="png", dpi=144)
+    figure = compression_curve(
+        [p.parameters if of == "parameters" else p.macs for p in laid.curve],
+        [p.damage for p in laid.curve],
+        whole=(laid.parameters if of == "parameters" else laid.macs)[0],
+        what="MACs" if of == "macs" else "parameters",
+    )
+    with atomic(folder.curve) as part:
+        figure.savefig(part, format="png", dpi=144)
     write_json(folder.facts, {**_facts(laid, small), "top1": top1})
     shutil.rmtree(folder.measured, ignore_errors=True)
 
@@ -203,7 +183,7 @@ def _planned(
     cache: Path | None = None,
 ) -> tuple[Any, CompressionPlan]:
     data = open_data(recipe.data.source)
-    loader = calibration_loader(labelled_for(network, data), recipe, images=images)
+    loader = calibration_loader(labelled_for(classes_of(network), data), recipe, images=images)
     measured = measure(network, loader, limit=images, progress=progress, cache=cache)
     return measured, planned(measured, budget=budget, of=of)
 
@@ -228,7 +208,7 @@ def _recipe(recipe: Recipe, folder: CompressFolder, teacher: Path, epochs: int) 
 
 def _facts(laid: CompressionPlan, small: nn.Module) -> dict[str, Any]:
     """Return the plan and its figures as JSON takes them."""
-    facts = json.loads(json.dumps(asdict(laid)))
+    facts = asdict(laid)
     return {
         "budget": laid.budget,
         "of": laid.of,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from kerneldna.deploy.calibrate import batches
 from kerneldna.layers.marks import check_loans
-from kerneldna.progress import bar
 from kerneldna.training.imitation import Imitation, total
 from kerneldna.training.optim import parameter_groups
 
@@ -72,9 +72,8 @@ def distill(
         )
     groups = parameter_groups(student, decay_norm_and_bias=False)
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
-    device = next(student.parameters()).device
     imitation = Imitation(teacher, temperature=temperature, features=features)
-    imitation.to(device)
+    imitation.to(next(student.parameters()).device)
     loader = _loader(images, batch_size, torch.Generator().manual_seed(seed))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     with torch.random.fork_rng():
@@ -83,8 +82,9 @@ def distill(
         try:
             for epoch in range(1, epochs + 1):
                 losses = []
-                for batch in bar(loader, text=f"distill, epoch {epoch} of {epochs}", on=progress):
-                    _, terms = imitation.compare(student, _images_of(batch).to(device))
+                text = f"distill, epoch {epoch} of {epochs}"
+                for x in batches(student, loader, text=text, progress=progress, said="a batch is"):
+                    _, terms = imitation.compare(student, x)
                     loss = total(terms)
                     losses.append(loss.item())
                     if not math.isfinite(losses[-1]):
@@ -115,11 +115,3 @@ def _loader(images: Tensor | Iterable[Any], size: int, draws: torch.Generator) -
             f"a {type(images).__name__} was given as images; give a tensor, or a loader that can be gone through once an epoch"
         )
     return images
-
-
-def _images_of(batch: Any) -> Tensor:
-    found = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(found, Tensor) or found.ndim != 4:
-        given = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise ValueError(f"a batch is {given}; expected images (B, C, H, W), or (images, labels)")
-    return found

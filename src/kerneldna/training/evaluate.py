@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def evaluate(
         folder = RunFolder(run_dir_or_model)
         recipe = recipe or folder.recipe()
         model = checkpoint.load(folder.model_dir)
-    data = labelled_for(model, open_data(recipe.data.source, split=split))
+    data = labelled_for(classes_of(model), open_data(recipe.data.source, split=split))
     loader = val_loader(data, recipe)
     # Without the average: the network given is the one to measure.
     network = model if isinstance(model, nn.Module) else _Function(_of_images(model, recipe))
@@ -122,13 +122,16 @@ def headline(
     return figures
 
 
-def labelled_for(network: Network, data: ImageData) -> ImageData:
+def labelled_for(classes: Sequence[str] | None, data: ImageData) -> ImageData:
     """Return a data set with labels as a network numbers its classes.
+
+    Args:
+        classes: Those of the network in the order of its outputs; None where they are not noted: then it stays as it is.
+        data: The data set.
 
     Raises:
         ValueError: If it has classes that the network does not know.
     """
-    classes = classes_of(network)
     if classes is None:
         log.warning(
             "the network was saved without the names of its classes; those of %s are taken for them, in this order: %s",

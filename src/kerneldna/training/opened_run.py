@@ -7,7 +7,7 @@ run.compare({"as trained": network, "fused": fused})    # {"top1": {"as trained"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class OpenedRun:
     def task(self) -> str | None:
         """What the network was trained for: "classification" or "detection"; None without a recipe."""
         return self.recipe and self.recipe.task
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """The names of the classes of a trained classifier, read without its weights; None where they are not noted."""
+        return checkpoint.read_config(self.model_dir / checkpoint.CONFIG).get("classes")
 
     def network(self, *, allow_nonfinite: bool = False) -> nn.Module:
         """Load the trained network, in eval mode; a new one at every call.

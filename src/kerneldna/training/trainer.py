@@ -99,7 +99,7 @@ def train(
         if last is not None:
             data = continued(data, last)
         if recipe.distill is not None:
-            data = labelled_for(OpenedRun(recipe.distill.student).network(), data)
+            data = labelled_for(OpenedRun(recipe.distill.student).classes, data)
         images = RunImages(data, recipe)
         torch.manual_seed(recipe.seed)
         # the checkpoint has the weights of a run that goes on: the file that it started from may be gone
