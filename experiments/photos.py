@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -97,7 +97,7 @@ def train(network: nn.Module, photos: Photos, *, epochs: int, lr: float, seed: i
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, photos: list[Photos]) -> float:
+def accuracy(network: Callable[[Tensor], Tensor], photos: list[Photos]) -> float:
     """Return the share of the photos of all splits that are told rightly."""
     right = total = 0
     for split in photos:

@@ -9,11 +9,14 @@ experiments/results/pretrained/ and is then skipped.
 
 basis      kd.compress: bases of filters, shared or not, whichever damages less; after the fit, after refinement, distilled
 shared     every set of like layers shares a basis
+lowrank    every layer has a basis of its own: low rank, chosen and fitted in the same way
 copy       KernelDNA's children as copies of their parents, distilled
 pruned     the same share of channels removed from every layer by Torch-Pruning, those of least magnitude, to as many parameters
            (pruned_macs: to as few MACs), distilled
 narrow     a narrower network, trained from scratch with the labels
 on         the teacher trained on with the labels
+
+Each row is exported with int8 weights too: its file's bytes, and the accuracy of the file.
 
 --table prints what is there as Markdown, and does nothing else.
 """
@@ -24,6 +27,7 @@ import argparse
 import copy
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,8 +42,10 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import kerneldna as kd
+from kerneldna.compression.candidates import Candidate
 from kerneldna.compression.compress import carried_out
-from kerneldna.compression.measure import measure
+from kerneldna.compression.fit import Spectrum
+from kerneldna.compression.measure import Measured, measure
 from kerneldna.compression.plan import planned
 from kerneldna.files import write_json
 from kerneldna.network import surgery
@@ -54,6 +60,18 @@ def sizes(network: nn.Module) -> dict[str, int]:
     return {"parameters": found.parameters, "macs": found.macs}
 
 
+def alone(measured: Measured) -> Measured:
+    """Return what was measured without the bases that layers would share."""
+    found: list[tuple[Candidate, Spectrum, float]] = []
+    for place, candidate in enumerate(measured.candidates):
+        bases = measured.own[place] or (measured.shared[place],)
+        for layer, positions, basis in zip(candidate.layers, candidate.positions, bases, strict=True):
+            one = replace(candidate, layers=(layer,), positions=(positions,))
+            found.append((one, basis, measured.scales[place]))
+    candidates, bases, scales = zip(*found, strict=True)
+    return replace(measured, candidates=candidates, shared=bases, own=((),) * len(found), scales=scales)
+
+
 class Rows:
     """The rows of one network, each a function of its budget and seed."""
 
@@ -64,7 +82,7 @@ class Rows:
         self.held_out = [Photos(given.data / split, bgr=bgr) for split in ("val", "test")]
         self.weights = given.weights
         self._teacher: nn.Module | None = None
-        self._measured: Any = None
+        self._measured: Measured | None = None
 
     @property
     def teacher(self) -> nn.Module:
@@ -84,7 +102,7 @@ class Rows:
         return self._teacher
 
     @property
-    def measured(self) -> Any:
+    def measured(self) -> Measured:
         """What `kd.compress` measures on the teacher, once for all rows."""
         if self._measured is None:
             which = torch.linspace(0, len(self.train_photos) - 1, 256).long()
@@ -107,7 +125,19 @@ class Rows:
         else:
             network = self.smaller(kind, budget, found)
             self.distil(network, seed)
-        return {**found, **sizes(network), "top1": accuracy(network, self.held_out)}
+        return {**found, **sizes(network), "top1": accuracy(network, self.held_out), **self.in_int8(network)}
+
+    def in_int8(self, network: nn.Module) -> dict[str, Any]:
+        """Return the bytes and the accuracy of a network's file with int8 weights."""
+        with tempfile.TemporaryDirectory() as folder:
+            images = self.train_photos.images(torch.arange(8))
+            written = kd.export(
+                network, Path(folder) / "network.onnx", storage="int8", images=images, progress=False
+            )
+            return {
+                "int8_bytes": written.bytes,
+                "int8": accuracy(kd.load_exported(written.path), self.held_out),
+            }
 
     def smaller(self, kind: str, budget: float, found: dict[str, Any]) -> nn.Module:
         """Return a smaller copy of the teacher; note its accuracy before it is trained on."""
@@ -120,6 +150,8 @@ class Rows:
             measured = self.measured
             if kind == "shared":
                 measured = replace(measured, own=tuple(() for _ in measured.own))
+            elif kind == "lowrank":
+                measured = alone(measured)
             laid = planned(measured, budget=budget)
             found["predicted"] = laid.damage
             if kind == "basis":
@@ -178,7 +210,8 @@ def wanted(
     for seed in seeds:
         rows.append(("on", 1.0, seed))
         for budget in budgets:
-            rows += [(kind, budget, seed) for kind in ("basis", "pruned", "narrow", "shared", "pruned_macs")]
+            kinds_of = ("basis", "pruned", "lowrank", "narrow", "pruned_macs", "shared")
+            rows += [(kind, budget, seed) for kind in kinds_of]
         rows.append(("copy", 1.0, seed))
     yield from (row for row in rows if not kinds or row[0] in kinds)
 
@@ -191,8 +224,8 @@ def table(folder: Path) -> str:
         found.setdefault((-facts["budget"], facts["row"]), []).append(facts)
     whole = found[-1.0, "teacher"][0]
     lines = [
-        "| | parameters | MACs | fitted, % | converted, % | trained on, % | seeds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| | parameters | MACs | fitted, % | converted, % | trained on, % | in int8, % | int8 file | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for (budget, row), facts in sorted(found.items()):
         shares = [
@@ -200,8 +233,11 @@ def table(folder: Path) -> str:
             for key in ("parameters", "macs")
         ]
         cells = [
-            _spread([each[key] for each in facts if key in each]) for key in ("fitted", "converted", "top1")
+            _spread([each[key] for each in facts if key in each])
+            for key in ("fitted", "converted", "top1", "int8")
         ]
+        stored = [each["int8_bytes"] for each in facts if "int8_bytes" in each]
+        cells.append(f"{mean(stored) / 1e6:.2f} MB" if stored else "")
         name = row if budget == -1 else f"{row}, {-budget:g}"
         lines.append(f"| {name} | {' | '.join([*shares, *cells, str(len(facts))])} |")
     return "\n".join(lines)
@@ -234,6 +270,8 @@ def main() -> None:
     if given.weights is None or given.data is None:
         parser.error("--weights and --data are needed")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for exporter in ("onnxscript", "onnx_ir"):
+        logging.getLogger(exporter).setLevel(logging.WARNING)
     rows = Rows(given)
     for kind, budget, seed in wanted(given.seeds, given.budgets, given.kinds):
         file = rows.out / f"{kind}-{budget:g}-{seed}.json"
