@@ -130,9 +130,14 @@ class Rows:
     def in_int8(self, network: nn.Module) -> dict[str, Any]:
         """Return the bytes and the accuracy of a network's file with int8 weights."""
         with tempfile.TemporaryDirectory() as folder:
-            images = self.train_photos.images(torch.arange(8))
+            images = self.train_photos.images(torch.linspace(0, len(self.train_photos) - 1, 128).long())
             written = kd.export(
-                network, Path(folder) / "network.onnx", storage="int8", images=images, progress=False
+                network,
+                Path(folder) / "network.onnx",
+                storage="int8",
+                images=images,
+                calibrate=images,
+                progress=False,
             )
             return {
                 "int8_bytes": written.bytes,

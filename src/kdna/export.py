@@ -43,7 +43,7 @@ def export(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            help="Calibration images for --mode throughput and --compute int8. Default: the run's training images."
+            help="Calibration images for --mode throughput, --compute int8 and --storage int8. Default: the run's training images."
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Number of training images to calibrate on.")] = 512,
@@ -89,7 +89,9 @@ def export(
     model = opened.network()
     mode = settled_mode(model, mode)
     fused = state_of(network_of(model)).get("fused")
-    calibrated = (mode == "throughput" and not fused) or compute == "int8"
+    # the biases of a detector as a whole, and of a network without images, stay as they are
+    corrected = storage == "int8" and opened.recipe is not None and (part or opened.task != "detection")
+    calibrated = (mode == "throughput" and not fused) or compute == "int8" or corrected
     data = opened.calibration(model, source=calibrate, images=images) if calibrated else None
     # a network alone is compared with PyTorch on random images
     compared = opened.sample(max(batch or 0, 7), source=calibrate) if opened.recipe else None

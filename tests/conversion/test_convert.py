@@ -98,6 +98,16 @@ def test_data_parallel_is_refused(model):
         kd.plan(nn.DataParallel(model), kd.KernelDNA(patterns=PATTERNS))
 
 
+def test_a_method_may_be_given_by_name_and_nothing_else_is_one(model):
+    assert kd.plan(model, "kerneldna") == kd.plan(model, kd.KernelDNA())
+    with pytest.raises(ValueError, match="unknown method 'kernldna'; did you mean 'kerneldna'"):
+        kd.plan(model, "kernldna")
+    with pytest.raises(TypeError, match="the class KernelDNA; give a method"):
+        kd.convert_(model, kd.KernelDNA)  # pyright: ignore
+    with pytest.raises(TypeError, match="method is NoneType"):
+        kd.plan(model, None)  # pyright: ignore
+
+
 def test_an_input_that_does_not_fit_names_the_remedy(model):
     with pytest.raises(ValueError, match="pass input_size"):
         kd.plan(model, kd.KernelDNA(patterns=PATTERNS), input_size=(5, 224, 224))

@@ -44,7 +44,7 @@ class Method(Protocol):
 
 def plan(
     model: nn.Module,
-    method: Method,
+    method: Method | str,
     *,
     input_size: InputSize | None = None,
     counted_on: InputSize | None = None,
@@ -54,7 +54,7 @@ def plan(
 
     Args:
         model: Any convolutional network.
-        method: For example `KernelDNA(patterns={"layer4": "FS-SF"})`.
+        method: For example `KernelDNA(patterns={"layer4": "FS-SF"})`, or the name of one, which stands for its defaults.
         input_size: `(C, H, W)` of one image; by default what the network says itself, else 224 x 224.
         counted_on: `(C, H, W)` of the image to count multiply-accumulates for; by default the same.
         example_inputs: What the network's forward takes, where that is not one batch of images: a tuple of arguments, or a dict of
@@ -64,11 +64,13 @@ def plan(
         The plan: print it to see parents, children, what was left out and why, and the sizes before and after.
 
     Raises:
-        ValueError: If the network is converted already, or the method does not fit it.
+        ValueError: If the network is converted already, or the method does not fit it or is unknown.
+        TypeError: If it is no method.
 
     Example:
         >>> print(plan(model, KernelDNA(patterns={"layer4": "FS-SF"})))  # doctest: +SKIP
     """
+    method = _method(method)
     _check_unconverted(model)
     if isinstance(model, nn.DataParallel):
         raise ValueError("nn.DataParallel was given; convert model.module and use DistributedDataParallel")
@@ -93,7 +95,7 @@ def plan(
 
 def convert_(
     model: nn.Module,
-    plan_or_method: Plan | Method,
+    plan_or_method: Plan | Method | str,
     *,
     input_size: InputSize | None = None,
     example_inputs: Any = None,
@@ -106,7 +108,7 @@ def convert_(
 
     Args:
         model: The network the plan was made for, or one built alike.
-        plan_or_method: A plan, or a method to plan with first.
+        plan_or_method: A plan, or a method or its name to plan with first.
         input_size: As for `plan`, when a method is given.
         example_inputs: As for `plan`, when a method is given.
 
@@ -126,6 +128,15 @@ def convert_(
         )
     carry_out_(model, laid, rehearsed=laid is not plan_or_method)
     return model
+
+
+def _method(given: Any) -> Method:
+    if isinstance(given, str):
+        return methods.get(given)()
+    if isinstance(given, type) or not hasattr(given, "lay_out"):
+        said = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"method is {said}; give a method such as kerneldna.KernelDNA(), or its name")
+    return given
 
 
 def carry_out_(model: nn.Module, laid: Plan, *, rehearsed: bool = False) -> None:

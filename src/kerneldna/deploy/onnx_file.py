@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kerneldna.deploy import onnx_storage
+from kerneldna.deploy import onnx_bias, onnx_storage
 from kerneldna.deploy.calibrate import batches
 from kerneldna.deploy.detector_export import detect, is_detector, traced
 from kerneldna.deploy.expand import drop_unused
@@ -57,12 +57,14 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
     state = model.state_dict()
     users = [name for kernel in request.shared for name in kernel.users]
     places = onnx_storage.places_of(proto, {name: state[name].cpu().numpy() for name in users})
-    if request.compute == "int8" and request.calibrate is not None:
-        images = batches(model, request.calibrate, text="Calibrating", progress=request.progress)
-        size = None if request.dynamic else len(x)
-        parts = (part.to("cpu", x.dtype).numpy() for batch in images for part in _parts(batch, size))
-        proto = quantize(proto, parts)
+    images = _images(model, x, request)
+    if request.compute == "int8" and images is not None:
+        proto = quantize(proto, (part.cpu().numpy() for part in images))
         onnx_storage.shrink(proto, places, request.shared, storage="int8", quantized=True)
+    elif request.storage == "int8" and images is not None and not is_detector(model):
+        readers = onnx_bias.readers_of(proto, model)
+        onnx_storage.shrink(proto, places, request.shared, storage="int8")
+        onnx_bias.correct_biases_(proto, readers, model, images)
     else:
         onnx_storage.shrink(proto, places, request.shared, storage=request.storage)
     proto.metadata_props.extend(
@@ -110,9 +112,13 @@ def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], 
     return knowing(run, said)
 
 
-def _parts(batch: Tensor, size: int | None) -> tuple[Tensor, ...]:
-    """Split a batch into those that a network of a fixed batch size takes; images left over are not used."""
-    return (batch,) if size is None else tuple(part for part in batch.split(size) if len(part) == size)
+def _images(model: nn.Module, x: Tensor, request: Request) -> Iterator[Tensor] | None:
+    """Return the calibration images in the type of `x`; split for a network of a fixed batch size, without those left over."""
+    if request.calibrate is None:
+        return None
+    given = batches(model, request.calibrate, text="Calibrating", progress=request.progress)
+    split = given if request.dynamic else (part for batch in given for part in batch.split(len(x)))
+    return (part.to(x.dtype) for part in split if request.dynamic or len(part) == len(x))
 
 
 def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
