@@ -15,8 +15,8 @@ table1, table4, modulation      the paper's tables 1 and 4 and other modulations
 
 A study may name its data set, such as adapter:cifar100. A cell of a study is one run, and cells that are the same run are trained
 once. Each finished one leaves a JSON in experiments/results/SIZE/, and is then skipped; one that was stopped goes on where it was.
---size cpu is minutes a study, --size medium a quarter of an hour a run on two cores, --size full is for a GPU; --jobs 2 trains two
-at a time.
+--size cpu is minutes a study; on two cores, --size short is three minutes a run and --size medium a quarter of an hour; --size full
+is for a GPU. Each seed is run for all rows before the next, so that a cut leaves whole seeds; --jobs 2 trains two at a time.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ _MEDIUM = [
     "schedule.val_every=5",
     "model.width=0.25",
 ]
+_SHORT = ["schedule.epochs=6", "schedule.warmup_epochs=0.5", "schedule.val_every=6"]
 SIZES: dict[str, dict[str, list[str]]] = {
     # Methods that make a kernel for each image are fifteen times slower on a CPU: table 1 has fewer images, for all methods.
     # The last stage of MobileNetV2 has a sixteenth of the side: its images are larger, and fewer still.
@@ -62,11 +63,18 @@ SIZES: dict[str, dict[str, list[str]]] = {
             "data.limit_val=2500",
         ],
     },
+    # a fifth of medium: six epochs still tell networks of different sizes apart
+    "short": {
+        "": [*_MEDIUM, *_SHORT],
+        "larger": ["data.image_size=32"],
+        "mobilenetv2_050": ["data.image_size=32"],
+    },
     "medium": {"": _MEDIUM, "larger": ["data.image_size=32"], "mobilenetv2_050": ["data.image_size=32"]},
     "full": {"": ["data.resident=true", "schedule.epochs=60", "schedule.val_every=5", "precision=bf16"]},
 }
 SEEDS = {
     "cpu": {"table1": 1, "resnet50": 1, "": 3},
+    "short": {"": 2},
     "medium": {"larger": 2, "": 3},
     "full": {"": 3},
 }

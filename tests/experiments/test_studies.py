@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -30,10 +31,11 @@ STUDIES = (
 
 
 def cases():
-    """Yield every study at every size; quick are those that run at the medium size."""
+    """Yield every study at every size; quick are those that run at the medium size, and the first at the short one."""
     for study in STUDIES:
-        for size in ("medium", "cpu", "full"):
+        for size in ("short", "medium", "cpu", "full"):
             quick = size == "medium" and study not in ("table1", "table4", "modulation")
+            quick |= (study, size) == ("equal_size", "short")
             yield pytest.param(study, size, marks=() if quick else pytest.mark.slow)
 
 
@@ -48,7 +50,7 @@ def test_every_cell_makes_a_network(scripts, study, size):
         == len(cells)
     )
     for recipe in recipes:
-        assert recipe.schedule.val_every == (1 if size == "cpu" else 5)
+        assert recipe.schedule.val_every == {"cpu": 1, "short": 6}.get(size, 5)
         spec = recipe.model
         assert spec.args == ({"zero_init_last": False} if "resnet" in spec.name else {})
         with torch.device("meta"):
@@ -61,6 +63,27 @@ def test_every_cell_makes_a_network(scripts, study, size):
                 options=spec.options or None,
                 **spec.args,
             )
+
+
+def test_a_short_run_is_a_medium_one_of_fewer_epochs(scripts):
+    studies, _ = scripts
+    for cell in studies.cells("equal_size", "short"):
+        short, medium = (
+            studies.recipe_of(cell, "equal_size", size, source="here", dataset="cifar10", seed=0)
+            for size in ("short", "medium")
+        )
+        schedule = {"epochs": 6, "warmup_epochs": 0.5, "val_every": 6}
+        assert short.schedule == medium.schedule.model_copy(update=schedule)
+        assert short.model_copy(update={"schedule": medium.schedule}) == medium
+
+
+def test_each_seed_is_run_for_every_row_before_the_next(scripts, tmp_path):
+    studies, _ = scripts
+    given = {"studies": ["equal_size"], "size": "short", "cifar10": "here", "cifar100": "there"}
+    given |= {"out": tmp_path, "runs": tmp_path, "threads": 2}
+    todo = [job["file"].stem for job in studies.jobs(argparse.Namespace(**given))]
+    slugs = [cell.slug for cell in studies.cells("equal_size", "short")]
+    assert todo == [f"{slug}-{seed}" for seed in (0, 1) for slug in slugs]
 
 
 def test_rows_that_are_one_run_share_it(scripts):
