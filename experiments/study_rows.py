@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -38,6 +38,9 @@ class Cell:
     method: str | None = None
     options: str = "{}"  # of the method, as YAML
     width: float | None = None  # that of the size where not given
+    against: tuple[
+        str, ...
+    ] = ()  # labels of the rows it is compared with: by default the first of its backbone
 
     @property
     def slug(self) -> str:
@@ -69,23 +72,25 @@ def sets(study: str) -> tuple[str, ...]:
 def _equal_size(size: str) -> list[Cell]:
     # factors on the width of the size: 0.14 to 0.30 of ResNet18 where it is a quarter
     scale = 4 if size == "full" else 1
-    narrow = [
-        Cell(f"plain, width {w:.2f}", "resnet18", width=round(w * scale, 4)) for w in (0.22, 0.18, 0.14, 0.30)
-    ]
+    narrow = {
+        w: Cell(f"plain, width {w:.2f}", "resnet18", width=round(w * scale, 4))
+        for w in (0.14, 0.18, 0.22, 0.30)
+    }
+    # each beside the plain network of about its size, and what it was made from
+    small, middle, large = (("plain", narrow[w].label) for w in (0.18, 0.22, 0.30))
+    every = {f"layer{i}": "FS-SF" for i in range(1, 5)}
     return [
         Cell("plain", "resnet18"),
-        narrow[1],
-        _copying("copying FS-SF", "FS-SF"),
-        _kerneldna("KernelDNA FS-SF", patterns=_both("FS-SF")),
-        narrow[0],
-        narrow[2],
-        narrow[3],
-        _copying("copying FS-SF-SF", "FS-SF-SF"),
-        _kerneldna("KernelDNA FS-SF-SF"),
-        _kerneldna("deeper, FF-FF-FF", patterns=_both("FF-FF-FF")),
-        _kerneldna(
-            "copying FS-SF, all stages", patterns={f"layer{i}": "FS-SF" for i in range(1, 5)}, **_COPYING
-        ),
+        narrow[0.18],
+        _copying("copying FS-SF", "FS-SF", against=small),
+        _kerneldna("KernelDNA FS-SF", patterns=_both("FS-SF"), against=small),
+        narrow[0.22],
+        narrow[0.14],
+        narrow[0.30],
+        _copying("copying FS-SF-SF", "FS-SF-SF", against=middle),
+        _kerneldna("KernelDNA FS-SF-SF", against=middle),
+        _kerneldna("deeper, FF-FF-FF", patterns=_both("FF-FF-FF"), against=large),
+        _kerneldna("copying FS-SF, all stages", patterns=every, **_COPYING, against=small),
         _copying("copying FS-SF, widened", "FS-SF", width=_WIDENED * scale),
     ]
 
@@ -93,33 +98,38 @@ def _equal_size(size: str) -> list[Cell]:
 def _bottleneck(size: str) -> list[Cell]:
     patterns = {"layer3": "S-F-S-F-S-F", "layer4": "F-S-F"}
     scale = 8 if size == "full" else 1
+    shared: dict[str, Any] = {"width": 0.125 * scale, "patterns": patterns, "against": _BOTH_PLAIN}
     return [
         Cell("plain", "resnet50", width=0.125 * scale),
         Cell("plain, narrowed", "resnet50", width=_NARROW50 * scale),
-        _kerneldna("copying", "resnet50", width=0.125 * scale, patterns=patterns, **_COPYING),
-        _kerneldna("KernelDNA", "resnet50", width=0.125 * scale, patterns=patterns),
+        _kerneldna("copying", "resnet50", **shared, **_COPYING),
+        _kerneldna("KernelDNA", "resnet50", **shared),
     ]
 
 
 def _pointwise(size: str) -> list[Cell]:
+    shared: dict[str, Any] = {"width": 1.0, "against": _BOTH_PLAIN}
     return [
         Cell("plain", "mobilenetv2_050", width=1.0),
         Cell("plain, narrowed", "mobilenetv2_050", width=_NARROW_MOBILE),
-        _kerneldna("copying", "mobilenetv2_050", width=1.0, **_COPYING),
-        _kerneldna("KernelDNA", "mobilenetv2_050", width=1.0),
+        _kerneldna("copying", "mobilenetv2_050", **shared, **_COPYING),
+        _kerneldna("KernelDNA", "mobilenetv2_050", **shared),
     ]
 
 
 def _adapter(size: str) -> list[Cell]:
     rows = []
     for pattern in ("FS-SF-SF", "FS-SF"):
-        rows.append(_copying(f"copying {pattern}", pattern))
+        copying, published = f"copying {pattern}", f"paper's, gate, {pattern}"
+        rows.append(_copying(copying, pattern))
         for name, modulation in _MODULATIONS.items():
             for gate in (True, False):
                 options: dict[str, Any] = {} if pattern == "FS-SF-SF" else {"patterns": _both(pattern)}
                 options |= {} if modulation == "paper" else {"modulation": modulation}
                 options |= {} if gate else {"channel": False}
-                rows.append(_kerneldna(f"{name}{', gate' if gate else ''}, {pattern}", **options))
+                label = f"{name}{', gate' if gate else ''}, {pattern}"
+                against = (copying,) if label == published else (copying, published)
+                rows.append(_kerneldna(label, **options, against=against))
     return rows
 
 
@@ -181,7 +191,8 @@ def _peers(size: str) -> list[Cell]:
 
 def _larger(size: str) -> list[Cell]:
     rows = {cell.label: cell for cell in _equal_size(size)}
-    return [rows[name] for name in ("plain", "plain, width 0.18", "copying FS-SF", "KernelDNA FS-SF-SF")]
+    deeper = replace(rows["KernelDNA FS-SF-SF"], against=("plain",))
+    return [*(rows[name] for name in ("plain", "plain, width 0.18", "copying FS-SF")), deeper]
 
 
 _ROWS = {name: globals()[f"_{name}"] for name in STUDIES}
@@ -191,17 +202,25 @@ _MODULATIONS = {
     "mix": "mix",
     "low-rank mix": "mix_low_rank",
 }
+_BOTH_PLAIN = ("plain", "plain, narrowed")
 # Widths at which a network has as many parameters as the one it stands beside, 10 classes; a test counts them.
 _WIDENED, _NARROW50, _NARROW_MOBILE = 0.3635, 0.114, 0.9
 
 
-def _kerneldna(label: str, backbone: str = "resnet18", *, width: float | None = None, **options: Any) -> Cell:
-    return Cell(label, backbone, "kerneldna", json.dumps(options), width)
+def _kerneldna(
+    label: str,
+    backbone: str = "resnet18",
+    *,
+    width: float | None = None,
+    against: tuple[str, ...] = (),
+    **options: Any,
+) -> Cell:
+    return Cell(label, backbone, "kerneldna", json.dumps(options), width, against)
 
 
-def _copying(label: str, pattern: str, *, width: float | None = None) -> Cell:
+def _copying(label: str, pattern: str, **others: Any) -> Cell:
     options: dict[str, Any] = {} if pattern == "FS-SF-SF" else {"patterns": _both(pattern)}
-    return _kerneldna(label, width=width, **options, **_COPYING)
+    return _kerneldna(label, **options, **others, **_COPYING)
 
 
 def _pattern(label: str, pattern: str) -> Cell:

@@ -1,6 +1,7 @@
-"""How far an accuracy can be trusted: 95 % intervals of a share of images, and of a difference over seeds.
+"""How far an accuracy can be trusted: 95 % intervals of a share of images, and of means and differences over seeds.
 
 share       Wilson's interval: (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n)
+mean        Student's interval: mean ± t sqrt(var / n)
 difference  Welch's interval: mean a - mean b ± t sqrt(var a / n_a + var b / n_b)
 """
 
@@ -29,6 +30,22 @@ def of_share(share: float, images: int) -> tuple[float, float]:
     reach = Z * math.sqrt(share * (1 - share) / images + squared / (4 * images))
     middle = share + squared / 2
     return max((middle - reach) / (1 + squared), 0.0), min((middle + reach) / (1 + squared), 1.0)
+
+
+def of_mean(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean over seeds; of differences seed by seed, that of the paired difference.
+
+    Args:
+        values: A value a seed.
+
+    Returns:
+        Low and high; None where seeds say nothing: fewer than two, or all the same.
+    """
+    if len(values) < 2 or not (variance := statistics.variance(values)):
+        return None
+    reach = _T[min(len(values) - 1, len(_T)) - 1] * math.sqrt(variance / len(values))
+    middle = statistics.fmean(values)
+    return middle - reach, middle + reach
 
 
 def of_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float] | None:
