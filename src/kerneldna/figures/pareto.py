@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kerneldna.figures.labels import Label, write_labels
 from kerneldna.figures.style import CARD, INK, MUTED, RUN_COLOURS, new_figure, style
 from kerneldna.files import atomic
 
@@ -21,7 +22,6 @@ _SIZES = {14: (640, 420), 28: (860, 565)}  # pixels, for so many networks
 _LARGEST_SIZE = (1080, 710)
 _LEFT, _RIGHT, _BOTTOM, _TOP = 62, 24, 50, 34
 _LARGEST = 46  # diameter of the largest bubble, in pixels
-_LETTER, _LINE = 5.9, 13  # width of a letter and height of a line of a label, in pixels
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def throughput_figure(points: Sequence[Point], *, where: str = "") -> Figure:
         diameters = [max(_LARGEST * (point.parameters / most) ** 0.5, 6) for point in drawn]
         names = dict.fromkeys(point.series for point in drawn)
         series = {name: RUN_COLOURS[(i + 1) % len(RUN_COLOURS)] for i, name in enumerate(names)}
+        fronts = []
         for name, colour in series.items():
             own = [i for i, point in enumerate(drawn) if point.series == name]
             axes.scatter(
@@ -90,7 +91,10 @@ def throughput_figure(points: Sequence[Point], *, where: str = "") -> Figure:
             )  # fmt: skip
             best = [(p.images_per_second, _height(p, bool(measured))) for p in front(drawn[i] for i in own)]
             axes.plot(*zip(*best, strict=True), color=colour, linewidth=1.4, linestyle="--", zorder=2)
-        _label(figure, axes, drawn, places, diameters)
+            fronts.append(best)
+        texts = (f"{name}  {p.parameters / 1e6:.3g}M" for name, p in zip(_short(drawn), drawn, strict=True))
+        labels = [Label(*each) for each in zip(texts, places, diameters, strict=True)]
+        write_labels(figure, axes, labels, lines=fronts)
         axes.set_xlabel(f"images per second{', ' if where else ''}{where}")
         axes.set_ylabel("accuracy (%)" if measured else "parameters (millions)")
         _frame(figure, axes, series)
@@ -149,45 +153,6 @@ def _limits(axes: Any, places: Sequence[tuple[float, float]], *, measured: bool)
             axes.set(**{f"{name}lim": (low - reach, high + reach)})
 
 
-def _label(
-    figure: Figure,
-    axes: Any,
-    points: Sequence[Point],
-    places: Sequence[tuple[float, float]],
-    diameters: Sequence[float],
-) -> None:
-    """Write each label beside its bubble, where it covers no other bubble and no other label, if there is such a place."""
-    from matplotlib.patheffects import withStroke
-
-    scale = 72 / figure.dpi
-    centres = [tuple(scale * value for value in axes.transData.transform(place)) for place in places]
-    taken = [_box(x, y, d, d) for (x, y), d in zip(centres, diameters, strict=True)]
-    frame = axes.get_window_extent()
-    inside = (scale * frame.x0, scale * frame.y0, scale * frame.x1 + 20, scale * frame.y1)
-    names = _short(points)
-    for i, ((x, y), diameter) in enumerate(zip(centres, diameters, strict=True)):
-        text = f"{names[i]}  {points[i].parameters / 1e6:.3g}M"
-        width, away = _LETTER * len(text), diameter / 2 + 4
-        above, beside = away + _LINE / 2, away + width / 2
-        offers = [(beside, 0.0), (-beside, 0.0), (0.0, above), (0.0, -above)]
-        near = len(offers)
-        offers += [
-            (dx, up * (above + n * _LINE))
-            for n in (0.5, 1.5, 2.5, 3.5)
-            for up in (1, -1)
-            for dx in (-beside, beside)
-        ]
-        costs = [_cost(_box(x + dx, y + dy, width, _LINE), taken, inside) for dx, dy in offers]
-        best = costs.index(min(costs))
-        dx, dy = offers[best]
-        taken.append(_box(x + dx, y + dy, width, _LINE))
-        axes.annotate(
-            text, places[i], (dx, dy), textcoords="offset points", ha="center", va="center", fontsize=10, color=INK,
-            zorder=4, path_effects=[withStroke(linewidth=2.5, foreground=CARD)],
-            arrowprops=None if best < near else {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6},
-        )  # fmt: skip
-
-
 def _short(points: Sequence[Point]) -> list[str]:
     """Return the labels without the backbone where all have the same one, or where it is the name of the series."""
     parts = [point.label.partition("/") for point in points]
@@ -196,20 +161,6 @@ def _short(points: Sequence[Point]) -> list[str]:
         method if method and (alone or backbone == point.series) else point.label
         for point, (backbone, _, method) in zip(points, parts, strict=True)
     ]
-
-
-def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
-def _cost(box: Sequence[float], taken: Iterable[Sequence[float]], inside: Sequence[float]) -> float:
-    """Return the area that a label's box shares with others, and ten times what of it lies outside the axes."""
-
-    def shared(a: Sequence[float], b: Sequence[float]) -> float:
-        return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return sum(shared(box, other) for other in taken) + 10 * (area - shared(box, inside))
 
 
 def _frame(figure: Figure, axes: Any, series: Mapping[str, str]) -> None:
