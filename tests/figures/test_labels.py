@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from kerneldna.figures import labels, pareto
+from kerneldna.figures import compression_curve, labels, pareto
 from kerneldna.figures.labels import Label, write_labels
 from kerneldna.figures.style import new_figure
 
@@ -68,6 +68,14 @@ def test_a_front_strikes_through_no_label():
             for k, (speed, accuracy) in enumerate(falling)
         ]
         assert not struck(pareto.throughput_figure(points))
+
+
+def test_the_curve_of_budgets_strikes_through_no_label():
+    sizes = range(4, 21)
+    damages = [2.0 * (1 - size / 20.2) ** 2 for size in sizes]
+    measured = {"basis, 0.5": (10, 0.62), "basis, 0.7, refined": (14, 0.12), "at the edge": (20, 1e-5)}
+    figure = compression_curve(list(sizes), damages, whole=20, measured=measured)
+    assert not struck(figure)
 
 
 def test_labels_keep_off_bars_where_there_is_room():

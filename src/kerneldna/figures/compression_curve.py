@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kerneldna.figures.labels import Label, write_labels
 from kerneldna.figures.style import INK, MUTED, RUN_COLOURS, new_figure, style
 from kerneldna.units import count
 
@@ -41,28 +42,20 @@ def compression_curve(
     figure = new_figure(_WIDTH, _HEIGHT)
     with style():
         axes = figure.add_axes((66 / _WIDTH, 52 / _HEIGHT, 550 / _WIDTH, 306 / _HEIGHT))
-        shares = [size / whole for size in sizes]
         lowest = 1e-5
-        axes.plot(
-            shares,
-            [max(d, lowest) for d in damages],
-            color=RUN_COLOURS[1],
-            marker="o",
-            markersize=5,
-            zorder=3,
-        )
-        for number, (label, (size, damage)) in enumerate((measured or {}).items()):
-            colour = RUN_COLOURS[(number + 2) % len(RUN_COLOURS)]
-            axes.scatter([size / whole], [max(damage, lowest)], color=colour, s=60, zorder=4)
-            axes.annotate(
-                f"{label} {damage:.3g}",
-                (size / whole, max(damage, lowest)),
-                xytext=(-9, -5),  # the curve falls to the right
-                textcoords="offset points",
-                ha="right",
-                fontsize=11,
-                color=INK,
-            )
+        curve = [(size / whole, max(d, lowest)) for size, d in zip(sizes, damages, strict=True)]
+        axes.plot(*zip(*curve, strict=True), color=RUN_COLOURS[1], marker="o", markersize=5, zorder=3)
+        made = {
+            f"{label} {damage:.3g}": (size / whole, max(damage, lowest))
+            for label, (size, damage) in (measured or {}).items()
+        }
+        for number, place in enumerate(made.values()):
+            axes.scatter(*place, color=RUN_COLOURS[(number + 2) % len(RUN_COLOURS)], s=60, zorder=4)
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(axes.get_ylim())  # settled: labels stand by it
+        level = [(0, 1), (1, 1)]
+        write_labels(figure, axes, [Label(*each, 8) for each in made.items()], lines=[curve, level])
         axes.axhline(1, color=MUTED, linewidth=1, linestyle="--")
         axes.annotate(
             "nothing is left to tell images apart by",
@@ -74,8 +67,6 @@ def compression_curve(
             fontsize=10,
             color=MUTED,
         )
-        axes.set_yscale("log")
-        axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(f"{what} kept, of {count(whole)}")
