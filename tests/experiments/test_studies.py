@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import kerneldna as kd
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
 
 @pytest.fixture(scope="module")
-def studies():
-    sys.path.insert(0, str(EXPERIMENTS))
-    import studies
-
-    yield studies
-    sys.path.remove(str(EXPERIMENTS))
+def studies(script):
+    return script("studies")
 
 
 STUDIES = (

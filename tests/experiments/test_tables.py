@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -14,32 +12,8 @@ SIZES = ("short", "medium", "full")
 
 
 @pytest.fixture(scope="module")
-def scripts():
-    sys.path.insert(0, str(EXPERIMENTS))
-    import studies
-    import study_results
-    import tables
-
-    yield studies, study_results, tables
-    sys.path.remove(str(EXPERIMENTS))
-
-
-@pytest.fixture
-def make(scripts, tmp_path):
-    """Return a function that makes the JSON files of some rows of a study, and gives the folder."""
-    studies, _, _ = scripts
-
-    def made(study, size, runs, dataset="cifar10"):
-        every = {cell.label: cell for cell in studies.cells(study, size)}
-        for number, (label, accuracies) in enumerate(runs.items()):
-            for seed, top1 in enumerate(accuracies):
-                path = studies.result_file(tmp_path, every[label], study, size, dataset, seed)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                record = {"top1": top1, "parameters": 1234 + number, "macs": 35_040_000}
-                path.write_text(json.dumps(record), encoding="utf-8")
-        return tmp_path
-
-    return made
+def scripts(script):
+    return script("studies"), script("study_results"), script("tables")
 
 
 def lines_of(scripts, study, size, folder):

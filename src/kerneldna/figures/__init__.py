@@ -7,6 +7,7 @@ from kerneldna.figures.detections import draw_detections
 from kerneldna.figures.diagram import stage_svg
 from kerneldna.figures.heatmap import distance_figure, gate_figure, similarity_figure, similarity_panels
 from kerneldna.figures.pareto import throughput_figure
+from kerneldna.figures.size_curve import size_curve
 
 __all__ = [
     "accuracy_curves",
@@ -18,6 +19,7 @@ __all__ = [
     "loss_curves",
     "similarity_figure",
     "similarity_panels",
+    "size_curve",
     "stage_svg",
     "throughput_figure",
 ]
