@@ -72,6 +72,7 @@ SIZES: dict[str, dict[str, list[str]]] = {
     "medium": {"": _MEDIUM, "larger": ["data.image_size=32"], "mobilenetv2_050": ["data.image_size=32"]},
     "full": {"": ["data.resident=true", "schedule.epochs=60", "schedule.val_every=5", "precision=bf16"]},
 }
+MOST_SEEDS = 10
 SEEDS = {
     "cpu": {"table1": 1, "resnet50": 1, "": 3},
     "short": {"": 2},
@@ -136,28 +137,26 @@ def jobs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield what is still to be run: a study after the other, each seed of all its cells before the next seed."""
     seen = set()
     for study, named in (name.partition(":")[::2] for name in given.studies):
-        for seed in range(max(SEEDS[given.size].values())):
-            every = [
-                (each, cell)
-                for each in [named] * bool(named) or sets(study)
-                for cell in cells(study, given.size)
-            ]
-            for dataset, cell in every:
-                seeds = SEEDS[given.size]
-                path = result_file(given.out, cell, study, given.size, dataset, seed)
-                if (
-                    seed >= min(seeds.get(study, seeds[""]), seeds.get(cell.backbone, seeds[""]))
-                    or path in seen
-                ):
-                    continue
-                seen.add(path)
-                if path.exists():
-                    continue
-                source = getattr(given, dataset)
-                recipe = recipe_of(cell, study, given.size, source=source, dataset=dataset, seed=seed)
-                yield {"recipe": recipe, "file": path, "dataset": dataset} | {
-                    key: getattr(given, key) for key in ("threads", "runs", "out")
-                }
+        chosen = cells(study, given.size)[: given.rows]
+        for seed in range(given.seeds or max(SEEDS[given.size].values())):
+            for dataset in [named] * bool(named) or sets(study):
+                for cell in chosen:
+                    path = result_file(given.out, cell, study, given.size, dataset, seed)
+                    if path in seen or seed >= (given.seeds or _seeds(study, cell, given.size)):
+                        continue
+                    seen.add(path)
+                    if path.exists():
+                        continue
+                    source = getattr(given, dataset)
+                    recipe = recipe_of(cell, study, given.size, source=source, dataset=dataset, seed=seed)
+                    yield {"recipe": recipe, "file": path, "dataset": dataset} | {
+                        key: getattr(given, key) for key in ("threads", "runs", "out")
+                    }
+
+
+def _seeds(study: str, cell: Cell, size: str) -> int:
+    seeds = SEEDS[size]
+    return min(seeds.get(study, seeds[""]), seeds.get(cell.backbone, seeds[""]))
 
 
 def main() -> None:
@@ -177,6 +176,14 @@ def main() -> None:
     parser.add_argument(
         "--size", choices=SIZES, default="cpu", help="how large the networks and how long the runs"
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        choices=range(1, MOST_SEEDS + 1),
+        metavar="N",
+        help=f"run so many seeds, {MOST_SEEDS} at most; default: as many as the size has",
+    )
+    parser.add_argument("--rows", type=int, metavar="N", help="run only the first so many rows of each study")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, help="threads of each run; default: torch's own choice")
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder for the run folders")

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from studies import result_file
+from studies import MOST_SEEDS, result_file
 from study_rows import Cell, cells, sets
 
 PAPER = Path(__file__).parents[1] / "src/kdna/tables"
 NAMES = {"kernelwarehouse": "kw", "kerneldna": "kdna"}  # as the paper's tables have them
-_MOST_SEEDS = 10
 
 
 @dataclass
@@ -58,7 +57,7 @@ def read(study: str, size: str, folder: Path, *, datasets: Sequence[str] = ()) -
     for cell in cells(study, size):
         row = Row(cell, paper(study, cell))
         for dataset in datasets or sets(study):
-            for seed in range(_MOST_SEEDS):
+            for seed in range(MOST_SEEDS):
                 path = result_file(folder, cell, study, size, dataset, seed)
                 if path.exists():
                     record = json.loads(path.read_text(encoding="utf-8"))

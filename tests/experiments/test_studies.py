@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,12 +65,41 @@ def test_a_short_run_is_a_medium_one_of_fewer_epochs(studies):
         assert short.model_copy(update={"schedule": medium.schedule}) == medium
 
 
-def test_each_seed_is_run_for_every_row_before_the_next(studies, tmp_path):
-    given = {"studies": ["equal_size"], "size": "short", "cifar10": "here", "cifar100": "there"}
-    given |= {"out": tmp_path, "runs": tmp_path, "threads": 2}
-    todo = [job["file"].stem for job in studies.jobs(argparse.Namespace(**given))]
+@pytest.fixture
+def listed(studies, tmp_path, monkeypatch, capsys):
+    """Return a function that lists what a command line would run, as names of files without their ending."""
+
+    def run(*options):
+        line = ["studies.py", *options, "--cifar10", "here", "--out", str(tmp_path), "--list"]
+        monkeypatch.setattr("sys.argv", line)
+        studies.main()
+        return [Path(line).stem for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def test_each_seed_is_run_for_every_row_before_the_next(studies, listed):
     slugs = [cell.slug for cell in studies.cells("equal_size", "short")]
-    assert todo == [f"{slug}-{seed}" for seed in (0, 1) for slug in slugs]
+    assert len(slugs) == 12
+    assert listed("equal_size", "--size", "short") == [f"{slug}-{seed}" for seed in (0, 1) for slug in slugs]
+
+
+def test_more_seeds_of_the_first_rows(studies, listed):
+    slugs = [cell.slug for cell in studies.cells("equal_size", "short")][:4]
+    every = [f"{slug}-{seed}" for seed in range(5) for slug in slugs]
+    assert listed("equal_size", "--size", "short", "--seeds", "5", "--rows", "4") == every
+
+
+@pytest.mark.parametrize("seeds", ["0", "11"])
+def test_as_many_seeds_as_the_tables_read(listed, capsys, seeds):
+    with pytest.raises(SystemExit):
+        listed("equal_size", "--seeds", seeds)
+    assert f"invalid choice: {seeds} (choose from 1, 2" in capsys.readouterr().err.replace("'", "")
+
+
+def test_a_size_says_how_many_seeds_a_study_has(listed):
+    assert {name.rpartition("-")[2] for name in listed("larger", "--size", "medium")} == {"0", "1"}
+    assert {name.rpartition("-")[2] for name in listed("table5", "--size", "medium")} == {"0", "1", "2"}
 
 
 def test_rows_that_are_one_run_share_it(studies):
