@@ -43,10 +43,9 @@ def fuse(
     Fusing writes out the kernel of every child, so the fused network has more parameters than the network as trained
     (parameters and parameters_unfused in the JSON). For a small file, give kdna export the network as trained.
     """
-    import copy
-
     import kerneldna as kd
     from kerneldna.conversion.convert import network_of, state_of
+    from kerneldna.network import surgery
     from kerneldna.training.opened_run import OpenedRun
 
     opened = OpenedRun(run)
@@ -63,9 +62,9 @@ def fuse(
         raise ValueError("--calibrate is for --mode throughput; accuracy mode keeps the gates")
     elif recalibrate_norms:
         raise ValueError("--recalibrate-norms is for --mode throughput; accuracy mode keeps the statistics")
-    fused = {mode: copy.deepcopy(model)}
+    fused = {mode: surgery.copied(model)}
     if mode == "throughput":
-        fused = {"accuracy": copy.deepcopy(model), **fused}
+        fused = {"accuracy": surgery.copied(model), **fused}
     for name, network in fused.items():
         throughput: dict[str, Any] = {"calibrate": data, "recalibrate_norms": recalibrate_norms}
         kd.fuse_(
@@ -78,7 +77,9 @@ def fuse(
     figures = opened.compare({"unfused": model, **fused}, progress=progress) if evaluate else {}
     saved = kd.save(fused[mode], out or run / "fused")
     state = state_of(network_of(fused[mode]))
-    noted = {key: value for key, value in state["fused"].items() if key not in ("folded", "split")}
+    noted = {
+        key: value for key, value in state["fused"].items() if key not in ("folded", "split", "computed")
+    }
     return {
         "model": str(saved),
         **noted,

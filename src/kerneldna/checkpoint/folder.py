@@ -42,6 +42,7 @@ class _Fused:
     moved: float = 0.0
     prefer: Literal["macs", "one_conv"] = "macs"
     split: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from kerneldna.checkpoint.folder import (
 )
 from kerneldna.layers.marks import check_loans
 from kerneldna.network import surgery
+from kerneldna.network.computed import computed_in
 from kerneldna.network.tensors import check_finite, fill_, mismatch, shapes
 
 
@@ -49,15 +50,17 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_nonfinite:
             "conversion: kerneldna.load(folder, model=network)"
         )
     skeleton = built_on_meta(noted, None if model is None else surgery.skeleton(model), config_file)
+    expected = shapes(skeleton, header.buffers)
     try:
-        problems = mismatch(shapes(skeleton, header.buffers), header.every)
+        problems = mismatch(expected, header.every)
     except ValueError as error:
         raise ValueError(
             f"{config_file}, same: {error}; restore the file, or save the network again"
         ) from error
     if problems:
         raise ValueError(
-            f"{weights_file} is not the network of {CONFIG}: {'; '.join(problems)}{_other_size(noted, model)}"
+            f"{weights_file} is not the network of {CONFIG}: {'; '.join(problems)}"
+            f"{_computed(expected, header.every) or _other_size(noted, model)}"
         )
     check_unchanged(noted, config_file, weights_file)
     given = held(read_weights(weights_file), noted)
@@ -69,6 +72,17 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_nonfinite:
     check_loans(network, "load")
     fill_(network, given)
     return network.eval()
+
+
+def _computed(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    name = computed_in(expected.keys() - given.keys(), given)
+    return (
+        ""
+        if name is None
+        else f"; {name} was computed anew at every call (a parametrization, weight_norm, spectral_norm or pruning) in the network "
+        "that was saved: pass model= with the same on its layers, or write the weights out before saving, as torch's removers and "
+        "kd.fuse_ do"
+    )
 
 
 def _other_size(noted: Mapping[str, Any], model: nn.Module | None) -> str:

@@ -19,6 +19,7 @@ from kerneldna.conversion.convert import network_of, state_of
 from kerneldna.detection.settings import settings_of
 from kerneldna.files import atomic, write_json
 from kerneldna.layers.marks import check_loans
+from kerneldna.network.computed import first_in_words
 from kerneldna.network.likeness import differences
 from kerneldna.network.tensors import Stored, check_finite, mismatch, shapes, stored
 from kerneldna.reading.checksum import checksum_of_data, checksum_of_file
@@ -103,7 +104,7 @@ def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[st
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
             f"this {type(model).__name__} is no longer what was created by name, so load could not build it: "
-            f"{'; '.join(problems[:3])}{more}. {_remedy(noted)}"
+            f"{'; '.join(problems[:3])}{more}. {_computing(model)}{_remedy(noted)}"
         )
     return noted
 
@@ -120,6 +121,12 @@ def _by_word(noted: Mapping[str, Any]) -> str:
             if known:
                 return f"Pass {argument}={word!r} to create_model. "
     return ""
+
+
+def _computing(model: nn.Module) -> str:
+    """Say what to do where it is because layers compute their weights that a network differs."""
+    found = first_in_words(model)
+    return found and f"{found}; so does kd.fuse_. "
 
 
 def _remedy(noted: Mapping[str, Any]) -> str:

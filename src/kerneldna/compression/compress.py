@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +98,7 @@ def carried_out(
         progress: Show progress bars.
     """
     model = measured.model
-    small = copy.deepcopy(model)
+    small = surgery.copied(model)
     groups = [{"layers": list(each.layers), "rank": each.rank} for each in laid.groups]
     if not groups:
         log.info("nothing is compressed: the budget keeps all of the network")

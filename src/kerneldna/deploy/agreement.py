@@ -7,7 +7,6 @@ apart, and a difference between fused and unfused outputs says nothing about fus
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +54,7 @@ def is_rounding(
     """
     if x.dtype != torch.float32 or not math.isfinite(difference):
         return False
-    double, images = copy.deepcopy(model).to("cpu", torch.float64), x.to("cpu", torch.float64)
+    double, images = surgery.copied(model).to("cpu", torch.float64), x.to("cpu", torch.float64)
     means = means and {name: mean.to("cpu", torch.float64) for name, mean in means.items()}
     with constant_gates(double, means) if means else nullcontext():
         exact = outputs(double, images)

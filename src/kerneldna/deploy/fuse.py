@@ -5,9 +5,8 @@ Every module of this library that stands for a layer is a `StandIn`: its `fused(
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
+from kerneldna.network.computed import layers_with, settled
 from kerneldna.network.replaceable import why_irreplaceable
 from kerneldna.registry import suggest
 
@@ -34,7 +34,7 @@ TOLERANCE = 1e-4
 
 
 class NothingToFuseError(ValueError):
-    """The network has neither a child layer nor a BatchNorm right behind a convolution."""
+    """The network has neither a child layer nor a BatchNorm right behind a convolution, and computes no weight."""
 
 
 @torch.no_grad()
@@ -56,7 +56,8 @@ def fuse_(
     `nn.Conv2d`; outputs stay. In "throughput" mode each gate is replaced by its mean over calibration data, which folds
     into the kernel: a plain convolution; outputs change slightly, so measure the accuracy. A convolutional network then holds no
     class of this library, except, in accuracy mode, the gates of `KernelDNA(gate="stage")`. Plain networks and the other methods
-    are folded as far as they have pairs of convolution and BatchNorm.
+    are folded as far as they have pairs of convolution and BatchNorm. Weights that layers compute anew at every call
+    (parametrizations, weight_norm, spectral_norm, pruning) are written out.
 
     Args:
         model: A network in eval mode; of a detector, its backbone is fused.
@@ -90,10 +91,11 @@ def fuse_(
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     channels, height, width = x.shape[1:]
     size = (channels, height, width)
-    has_children = bool(_stand_ins(model))
+    computing = layers_with(model)
+    changes = bool(_stand_ins(model) or computing)
     # children become convolutions first: their pairs are found after that
-    pairs = () if has_children else fold.find_pairs(model, size)
-    if not has_children and not pairs:
+    pairs = () if changes else fold.find_pairs(model, size)
+    if not changes and not pairs:
         raise NothingToFuseError(
             "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
         )
@@ -107,9 +109,9 @@ def fuse_(
                 calibration.recalibrate_norms_(model, calibrate, progress=progress)
             expected = outputs(model, x)
     split = noted_ways.get("split", ())
-    replaced = _materialise_(model, means, split)
+    replaced = {**_materialise_(model, means, split), **_settle_(model, computing)}
     try:
-        pairs = fold.find_pairs(model, size) if has_children else pairs
+        pairs = fold.find_pairs(model, size) if changes else pairs
     except ValueError:
         _put_back_(model, replaced, statistics)
         raise
@@ -117,7 +119,7 @@ def fuse_(
     difference = surgery.relative_difference(expected, outputs(model, x))
     if not difference <= TOLERANCE:  # also when it is not a number
         _put_back_(model, replaced, {})
-        fuse = partial(_fuse_as_, pairs, split)
+        fuse = partial(_fuse_as_, pairs, split, computing)
         if not is_rounding(model, x, expected, difference, tolerance=TOLERANCE, means=means, fuse=fuse):
             _put_back_(model, {}, statistics)
             raise RuntimeError(
@@ -126,6 +128,8 @@ def fuse_(
             )
         fuse(model, means)
     noted: dict[str, Any] = {"mode": mode, "difference": difference, **noted_ways}
+    if computing:
+        noted["computed"] = list(computing)
     if means is not None:
         noted["moved"] = surgery.relative_difference(before, expected)
     _leave_no_trace_(model, pairs)
@@ -146,6 +150,8 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
     zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
     _materialise_(model, zeros if noted["mode"] == "throughput" else None, noted.get("split", ()))
+    # a parent may have been given a parametrization after the conversion
+    _settle_(model, set(layers_with(model)).intersection(noted.get("computed", ())))
     pairs = [Pair(conv, norm) for conv, norm in noted.get("folded", ())]
     _fold_(model, pairs)
     _leave_no_trace_(model, pairs)
@@ -170,7 +176,7 @@ def fused_copy(
     if state_of(network_of(model)).get("fused"):
         return model
     try:
-        return fuse_(copy.deepcopy(model), mode=mode, prefer=prefer, **options)
+        return fuse_(surgery.copied(model), mode=mode, prefer=prefer, **options)
     except NothingToFuseError:
         return model
 
@@ -244,10 +250,23 @@ def _materialise_(
     return replaced
 
 
+def _settle_(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Write out what layers compute anew at every call; return the replaced layers by name."""
+    replaced = {name: surgery.get(model, name) for name in names}
+    for name, layer in replaced.items():
+        surgery.replace_(model, name, settled(layer))
+    return replaced
+
+
 def _fuse_as_(
-    pairs: Sequence[Pair], split: Collection[str], model: nn.Module, means: Mapping[str, Tensor] | None
+    pairs: Sequence[Pair],
+    split: Collection[str],
+    computing: Iterable[str],
+    model: nn.Module,
+    means: Mapping[str, Tensor] | None,
 ) -> None:
     _materialise_(model, means, split)
+    _settle_(model, computing)
     _fold_(model, pairs)
 
 

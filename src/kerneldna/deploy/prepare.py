@@ -5,7 +5,6 @@ The form that is timed is the best one each network has, found by the same rule 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -48,7 +47,7 @@ def laid_out(
         precision: Of the weights: "fp32" or "bf16".
         channels_last: Lay every 4-D parameter out so; what convolutions on most hardware are fastest with.
     """
-    model = copy.deepcopy(model).to(device, DTYPES[precision])
+    model = surgery.copied(model).to(device, DTYPES[precision])
     # by hand: Module.to(memory_format=...) refuses the 5-D parameters some methods have
     for parameter in model.parameters():
         if channels_last and parameter.ndim == 4:

@@ -10,7 +10,6 @@ processors bf16 is emulated and slow, which the times then show.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -239,7 +238,7 @@ def _checked(model: nn.Module, images: Tensor, precision: str, rounds: int) -> t
         raise ValueError(
             f"images are {tuple(images.shape)}; expected a batch (B, C, H, W), images[None] makes one of a single image"
         )
-    given = copy.deepcopy(model)
+    given = surgery.copied(model)
     set_state(given, input_size=list(images.shape[1:]), preprocessing=None)
     try:
         return given, _tensors(given(images))

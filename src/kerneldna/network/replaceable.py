@@ -8,13 +8,12 @@ a second place in the network.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kerneldna.layers.marks import is_lending
+from kerneldna.network.computed import computed
 
 # What a class may define anew without a change to what it computes.
 _HARMLESS = ("extra_repr", "reset_parameters", "_get_name", "_abc_impl")
@@ -108,14 +107,9 @@ def own_code(module: nn.Module) -> str:
 
 
 def _computed_weight(layer: nn.Module) -> str:
-    if parametrize.is_parametrized(layer):
-        lists: Any = layer.parametrizations
-        parts = [type(part).__name__ for each in lists.values() for part in each]
-        return f"it is parametrized ({', '.join(parts)})"
-    if layer._parameters.get("weight") is None:
-        hooks = sorted({type(hook).__name__ for hook in layer._forward_pre_hooks.values()})
-        return f"its weight is computed anew at every call ({', '.join(hooks) or 'it is no parameter'})"
-    return ""
+    for name, (by, remover) in computed(layer).items():
+        return f"its {name} is computed anew at every call ({', '.join(by)}; torch's {remover} writes it out)"
+    return "" if layer._parameters.get("weight") is not None else "its weight is no parameter"
 
 
 def _hooked(module: nn.Module) -> str:

@@ -110,18 +110,27 @@ def first_run(
         return whole, trace(whole, input_size, example=example)
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of `model`, also of one whose layers hold what they computed in a run with gradients."""
+    held = [tensor for tensor in _plain_tensors(model) if not tensor.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held})
+
+
 def _copied(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     """Return a copy of `model` in eval mode, each tensor of it made by `make`."""
-    # plain attributes too: what weight_norm and its like compute is one, and may be part of a graph, which cannot be copied
-    plain = [
-        value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
-    ]
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *plain]}
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *_plain_tensors(model)]}
     memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
         made = make(tensor)
         memo[key] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
     return copy.deepcopy(model, memo).eval()
+
+
+def _plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that are plain attributes: what weight_norm and its like compute is, and may be part of a graph."""
+    return [
+        value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
+    ]
 
 
 def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Trace:
