@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from kerneldna.checkpoint.building import built_on_meta
 from kerneldna.checkpoint.folder import CONFIG, FORMAT, WEIGHTS, Config
-from kerneldna.conversion.convert import network_of, state_of
+from kerneldna.conversion.convert import network_of, plan_of, state_of
 from kerneldna.detection.settings import settings_of
 from kerneldna.files import atomic, write_json
-from kerneldna.layers.marks import check_loans
+from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network.computed import first_in_words
 from kerneldna.network.likeness import differences
 from kerneldna.network.tensors import Stored, check_finite, mismatch, shapes, stored
@@ -55,6 +55,7 @@ def save(
     if inside == "_orig_mod" or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(f"a {type(model).__name__} was given; save the network in it, model.{inside}")
     check_loans(model, "save")
+    _check_places(network_of(model))
     given = stored(model)
     if not allow_nonfinite:
         remedy = "train it anew, or pass allow_nonfinite=True to save it as it is"
@@ -69,6 +70,24 @@ def save(
     checksums = {"config": own, "weights": checksum_of_file(folder / WEIGHTS)}
     write_json(folder / CONFIG, {**noted, "checksums": checksums})
     return folder
+
+
+def _check_places(network: nn.Module) -> None:
+    """Check that no layer that borrows stands where its plan has another: `load` would give that place a layer of its own.
+
+    Raises:
+        ValueError: If one does; the message names both places.
+    """
+    if (plan := plan_of(network)) is None:
+        return
+    modules = dict(network.named_modules(remove_duplicate=False))
+    for change in plan.changes:
+        layer = modules.get(change.name)
+        if isinstance(layer, Borrower) and layer.name != change.name:
+            raise ValueError(
+                f"the layer {layer.name!r} stands in the place of {change.name!r} too, which {plan.method} made a layer of "
+                "its own, so that load could not build the network; let one layer stand in several places before kd.convert_"
+            )
 
 
 def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def irreplaceable(model: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) 
         known: As for `why_irreplaceable`.
     """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    owners = Counter(_place(p) for module in model.modules() for p in module._parameters.values())
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -57,11 +57,17 @@ def irreplaceable(model: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) 
         reason = why_irreplaceable(module, known=known)
         if not reason and places[id(module)] > 1:
             reason = f"it stands in {places[id(module)]} places of the network"
-        if not reason and owners[id(module.weight)] > 1:
+        if not reason and owners[_place(module._parameters.get("weight"))] > 1:
             reason = "another layer has the same weight"
         if reason:
             found[name] = reason
     return found
+
+
+def _place(parameter: Tensor | None) -> int:
+    """Return what is the same for parameters that are one, or two that stand in the same memory."""
+    plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not parameter.is_meta
+    return (parameter.data_ptr() if plain and parameter is not None else 0) or id(parameter)
 
 
 def why_irreplaceable(module: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) -> str:
