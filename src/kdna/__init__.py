@@ -1,4 +1,4 @@
-"""kdna, the command line of kerneldna. One file a command; what a command returns is printed as one last line of JSON.
+"""kdna, the command line of kerneldna. One file a command; what a command returns is printed last: one line of JSON, or a text.
 
 This package imports the library inside its commands, so that `kdna --help` need not wait for torch.
 """

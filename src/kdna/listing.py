@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from kdna.terminal import say
+from kdna.terminal import Document
 
 KINDS = ("models", "methods", "recipes", "datasets", "runtimes")
 
 
 def listing(
     kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.", metavar="[KIND]")] = "recipes",
-) -> dict[str, Any]:
-    """List the names that the other commands take."""
+) -> Document:
+    """List the names that the other commands take, one a line."""
     from kerneldna import registry
     from kerneldna.models import list_models
     from kerneldna.recipes.recipe import list_recipes
@@ -23,6 +23,4 @@ def listing(
         raise ValueError(registry.suggest("kind", kind, KINDS))
     lists = {"models": list_models, "recipes": list_recipes}
     names = lists[kind]() if kind in lists else getattr(registry, kind).names()
-    for name in names:
-        say(name)
-    return {kind: names}
+    return Document("\n".join(names), {kind: list(names)})

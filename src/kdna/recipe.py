@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdna.terminal import say
+from kdna.terminal import Document
 
 
 def recipe(
@@ -18,21 +18,22 @@ def recipe(
     out: Annotated[
         Path | None, typer.Option(help="YAML file to write it to, to change and train by.")
     ] = None,
-) -> dict[str, Any]:
-    """Print a recipe whole, with a comment for every key: a file to copy and change."""
+) -> dict[str, Any] | Document:
+    """Print a recipe whole, with a comment for every key, and nothing else: a file to copy and change."""
     from kerneldna.files import write_text
     from kerneldna.recipes.commented import commented
     from kerneldna.recipes.recipe import load_recipe
 
     chosen = load_recipe(name, overrides=set_ or [])
-    if out is None:
-        say(commented(chosen))
-    else:
-        write_text(out, commented(chosen))
-    return {
+    text = commented(chosen)
+    facts = {
         "file": out and str(out),
         "recipe": chosen.name,
         "task": chosen.task,
         "model": chosen.model.name,
         "method": chosen.model.method,
     }
+    if out is None:
+        return Document(text.rstrip("\n"), facts)
+    write_text(out, text)
+    return facts

@@ -1,4 +1,4 @@
-"""How a command ends: its result as one line of JSON, or what went wrong in one message, an exit code, and a traceback if asked.
+"""How a command ends: its result as one line of JSON, or as a text; or what went wrong, in one message and an exit code.
 
 0 done, 1 an error, 2 a wrong call, 130 stopped by Ctrl-C, 141 whoever read the output is gone.
 """
@@ -18,10 +18,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kdna.terminal import ReaderGoneError, say, tell
+from kdna.terminal import ASIDE, Document, ReaderGoneError, say, tell
 from kdna.wording import Formatter, spoken
 
 FLAG = "--traceback"
+JSON = "--json"
 HINT = f"{FLAG} shows where"
 _WANTED: ContextVar[bool] = ContextVar("_WANTED", default=False)
 
@@ -42,12 +43,12 @@ _ERRNO = {
 
 
 class Commands(TyperGroup):
-    """Takes --traceback anywhere: one who reads of it in an error puts it behind the command."""
+    """Takes --traceback and --json anywhere: one who reads of them puts them behind the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
-        if FLAG in args[:end]:
-            args = [FLAG, *(word for word in args[:end] if word != FLAG), *args[end:]]
+        flags = [word for word in args[:end] if word in (FLAG, JSON)]
+        args = [*flags, *(word for word in args[:end] if word not in flags), *args[end:]]
         return super().parse_args(ctx, args)
 
 
@@ -66,6 +67,13 @@ def settings(
             FLAG, help="Show the traceback of an error, as KDNA_TRACEBACK=1 in the environment does."
         ),
     ] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            JSON,
+            help="Print the result alone, as one line of JSON; what is for people goes to standard error.",
+        ),
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -78,10 +86,11 @@ def settings(
 ) -> None:
     """Take the options of the whole command line."""
     _WANTED.set(traceback)
+    ASIDE.set(json)
 
 
-def reported(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
-    """Return the command with its result printed as one line of JSON, and its errors in words."""
+def reported(command: Callable[..., dict[str, Any] | Document]) -> Callable[..., None]:
+    """Return the command with its result printed as one line of JSON, or as its text, and its errors in words."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
@@ -93,7 +102,10 @@ def reported(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
             result = command(**arguments)
             from kerneldna.files import to_json
 
-            say(to_json(result))
+            if isinstance(result, Document) and not ASIDE.get():
+                say(result.text, result=True)
+            else:
+                say(to_json(result.facts if isinstance(result, Document) else result), result=True)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt as stop:

@@ -6,6 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 # control characters but tabs and line ends, what turns the direction of writing, and halves of pairs, which cannot be written
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -16,22 +19,44 @@ def printable(text: str) -> str:
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+# --json: what is for people goes to standard error, and standard output holds the result alone
+ASIDE: ContextVar[bool] = ContextVar("ASIDE", default=False)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A result that is a text, to be read or redirected to a file.
+
+    Attributes:
+        text: What is printed.
+        facts: What is printed in its place with --json.
+    """
+
+    text: str
+    facts: dict[str, Any]
+
+
 class ReaderGoneError(Exception):
     """Whoever read standard output is gone, as `head` is after ten lines."""
 
 
-def say(text: str) -> None:
+def say(text: str, *, result: bool = False) -> None:
     """Print a text.
+
+    Args:
+        text: What to print.
+        result: It is what the command was asked for, which stands on standard output in any case.
 
     Raises:
         ReaderGoneError: If nobody reads it; what is printed after that goes nowhere.
     """
-    shown, encoding = printable(text), getattr(sys.stdout, "encoding", None) or "utf-8"
+    stream = sys.stderr if ASIDE.get() and not result else sys.stdout
+    shown, encoding = printable(text), getattr(stream, "encoding", None) or "utf-8"
     try:
-        print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
         # Python flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise ReaderGoneError from None
 
 
@@ -68,7 +93,7 @@ def show_table(
         table.add_column(Text(printable(head)), justify="left" if head in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console(highlight=False)
+    console = Console(stderr=ASIDE.get(), highlight=False)
     # a line that wraps can be read, a figure that is cut cannot
     console.width = max(console.width, Console(width=1000).measure(table).maximum)
     console.print(table)

@@ -20,7 +20,9 @@ TINY = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    result = call("train", "resnet18-kerneldna-digits", "--run", folder, *TINY)
+    words = [word for word in TINY if word != "--no-progress"]
+    result = call("train", "resnet18-kerneldna-digits", "--run", folder, *words, "--json")
+    assert len(result.stdout.splitlines()) == 1  # the progress bar is no output
     assert last_line(result)["epochs"] == 2
     return folder
 
@@ -109,7 +111,9 @@ def test_inspect_by_a_budget():
 
 @pytest.mark.parametrize("kind", ["models", "methods", "recipes", "datasets", "runtimes"])
 def test_list(kind):
-    assert last_line(call("list", kind))[kind]
+    names = call("list", kind).stdout.splitlines()
+    assert names
+    assert last_line(call("list", kind, "--json")) == {kind: names}
 
 
 def test_resume_of_a_finished_run_gives_its_figure_again(run):

@@ -37,10 +37,12 @@ def test_the_command_prints_and_writes_it(tmp_path):
         "  # Learning rate at its highest, for the whole batch over all processes.\n  lr: 0.5\n"
         in shown.stdout
     )
-    assert last_line(shown) == {
-        "file": None, "recipe": "mobilenetv2_050-finetune", "task": "classification", "model": "mobilenetv2_050", "method": None,
-    }  # fmt: skip
-    call("recipe", "resnet18-digits", "--out", tmp_path / "own.yaml")
+    (tmp_path / "redirected.yaml").write_text(shown.stdout, encoding="utf-8")
+    expected = load_recipe("mobilenetv2_050-finetune", overrides=["optimizer.lr=0.5"])
+    assert load_recipe(tmp_path / "redirected.yaml") == expected
+    written = call("recipe", "resnet18-digits", "--out", tmp_path / "own.yaml")
+    assert last_line(written)["file"] == str(tmp_path / "own.yaml")
+    assert last_line(written)["recipe"] == "resnet18-digits"
     assert load_recipe(tmp_path / "own.yaml") == load_recipe("resnet18-digits")
     assert "did you mean 'resnet18-digits'" in call("recipe", "resnet18-digit", code=1).stderr
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import kdna
 from kdna import listing
 from kdna.reporting import reported, worded
-from kdna.terminal import printable, say, show_table
+from kdna.terminal import Document, printable, say, show_table
 from kerneldna.reading.shown import shown
 
 SOURCE = Path(kdna.__file__).parent
@@ -107,6 +107,30 @@ def test_a_traceback_is_shown_where_it_is_asked_for(words, monkeypatch):
     assert not isinstance(CliRunner().invoke(app_that(missing), ["list"]).exception, KeyError)
     monkeypatch.setenv("KDNA_TRACEBACK", "1")
     assert isinstance(CliRunner().invoke(app_that(missing), ["list"]).exception, KeyError)
+
+
+def people():
+    say("for people")
+    show_table(["a"], [["b"]])
+    return {"figure": 1}
+
+
+@pytest.mark.parametrize("words", [["--json", "list"], ["list", "--json"], ["list", "--json", "--traceback"]])
+def test_json_alone_stands_on_standard_output(words):
+    result = CliRunner().invoke(app_that(people), words)
+    assert result.stdout == '{"figure": 1}\n'
+    assert result.stderr.startswith("for people\n")
+    assert "b" in result.stderr
+    plain = CliRunner().invoke(app_that(people), ["list"])
+    assert plain.stdout.startswith("for people\n")
+    assert plain.stdout.endswith('{"figure": 1}\n')
+    assert plain.stderr == ""
+
+
+def test_a_text_that_was_asked_for_stands_alone():
+    text = Document("key: 1\nother: 2", {"keys": 2})
+    assert CliRunner().invoke(app_that(lambda: text), ["list"]).stdout == "key: 1\nother: 2\n"
+    assert CliRunner().invoke(app_that(lambda: text), ["list", "--json"]).stdout == '{"keys": 2}\n'
 
 
 def test_ctrl_c_and_exits_of_a_command_keep_their_codes():

@@ -39,7 +39,7 @@ def make_trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, *
     trainer = Trainer(
         precision=_PRECISIONS[recipe.precision],
         plugins=[WholeCheckpoints()],
-        callbacks=[*callbacks, _ProgressBar()] if progress else callbacks,
+        callbacks=[*callbacks, _ProgressBar(console_kwargs={"stderr": True})] if progress else callbacks,
         enable_progress_bar=progress,
         enable_checkpointing=False,
         enable_model_summary=False,
