@@ -84,13 +84,19 @@ def val_loader(
     world_size: int = 1,
     device: torch.device | None = None,
     numbered: bool = False,
+    split: str | None = None,
 ) -> ImageLoader | ResidentLoader:
     """Return the loader of the validation split, in order; arguments as for `train_loader`.
 
-    With `numbered` the index of each image in the split stands beside its class, `(B, 2)`.
+    With `numbered` the index of each image in the split stands beside its class, `(B, 2)`. `split` is what stands in the place of
+    the validation images, as for `open_data`: of "train" those are used that a network is trained on, of others all.
     """
     _check_whole(data, recipe)
-    indices = _limited(torch.arange(len(data.val)), recipe.data.limit_val)
+    if split == "train":
+        indices = _limited(_preset(recipe).usable(data.val, recipe), recipe.data.limit_train)
+    else:
+        limit = recipe.data.limit_val if split in (None, "val") else None
+        indices = _limited(torch.arange(len(data.val)), limit)
     loader = _in_order(data.val, indices[rank::world_size].tolist(), recipe, numbered=numbered)
     if numbered or not recipe.data.resident:
         return loader

@@ -47,7 +47,8 @@ def evaluate(
             an exported file's.
         recipe: Says which images, in what form; the run's own where not given.
         detections: A folder to write what a detector found into, in COCO's results format: bbox.json and segm.json.
-        split: Other images of the data set to measure on, such as "test"; by default those to validate on.
+        split: Other images of the data set to measure on, such as "test"; by default those to validate on. A limit of the recipe
+            holds for the split that it names.
         progress: Show a progress bar.
 
     A network knows the names of its classes, and so does its exported file: labels are looked up by name, whatever their order,
@@ -76,7 +77,11 @@ def evaluate(
         recipe = recipe or folder.recipe()
         model = checkpoint.load(folder.model_dir)
     data = labelled_for(classes_of(model), open_data(recipe.data.source, split=split))
-    loader = val_loader(data, recipe)
+    loader = val_loader(data, recipe, split=split)
+    batches: Any = loader.batch_sampler
+    used = sum(map(len, batches))
+    if used < len(data.val):
+        log.info("measuring on %d of %d images, those that the recipe uses", used, len(data.val))
     # Without the average: the network given is the one to measure.
     network = model if isinstance(model, nn.Module) else _Function(_of_images(model, recipe))
     task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
@@ -89,8 +94,7 @@ def evaluate(
     seconds = time.perf_counter() - start
     if detections is not None:
         task.save_detections(detections)
-    batches: Any = loader.batch_sampler
-    images = sum(map(len, batches)) - loader.bad_images
+    images = used - loader.bad_images
     figures = {name.replace("val_", ""): round(float(value), 6) for name, value in metrics.items()}
     if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
         raise RuntimeError(

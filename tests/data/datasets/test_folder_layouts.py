@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import nn
 
 from command_line import call, last_line
+from kerneldna.conversion.convert import set_state
 from kerneldna.data.dataset import open_data
 from kerneldna.data.fingerprint import fingerprint
+from kerneldna.data.loaders import train_loader, val_loader
+from kerneldna.recipes.recipe import load_recipe
+from kerneldna.training.evaluate import evaluate
 from kerneldna.training.origin import origin_of
 
 
@@ -97,6 +102,29 @@ def test_another_split_to_measure_on(tmp_path):
         ValueError, match="'digits' has images to train and to validate on alone; split='test' is for folders"
     ):
         open_data("digits", split="test")
+
+
+def test_a_limit_holds_for_the_split_that_it_names(tmp_path, caplog):
+    for split, count in (("train", 9), ("val", 6), ("test", 8)):
+        fill(tmp_path / split, {"cat": count, "dog": count})
+    limits = ["data.limit_val=3", "data.limit_train=5", "data.batch_size=2", "data.workers=0"]
+    given = [f"data.source={tmp_path}", "data.image_size=8", "model.width=0.0625", *limits]
+    recipe = load_recipe("resnet18-digits", overrides=given)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    set_state(network, classes=["cat", "dog"])
+    with caplog.at_level("INFO"):
+        found = {
+            split: evaluate(network, recipe, split=split)["images"]
+            for split in (None, "val", "train", "test")
+        }
+    assert found == {None: 3, "val": 3, "train": 5, "test": 16}
+    assert "measuring on 3 of 12 images, those that the recipe uses" in caplog.text
+    assert "of 16 images" not in caplog.text
+    loader = val_loader(open_data(str(tmp_path), split="train"), recipe, split="train")
+    trained = train_loader(open_data(str(tmp_path)), recipe)
+    assert {draw.image for batch in loader.batch_sampler for draw in batch} == set(
+        trained.batch_sampler.indices.tolist()
+    )
 
 
 def test_a_class_of_one_image_cannot_be_split(tmp_path):
