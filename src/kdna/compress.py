@@ -22,9 +22,17 @@ def compress(
     weights: Annotated[
         str | None, typer.Option(help="A file of weights for a timm name: .pth or .safetensors.")
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="sharedbasis: bases fitted to what layers see. kerneldna: children, copies of their parents, to compare with."
+        ),
+    ] = "sharedbasis",
     budget: Annotated[float, typer.Option(help="Share of the network to keep, 0-1.")] = 0.5,
     of: Annotated[str, typer.Option(help="What it is a share of: parameters or macs.")] = "parameters",
-    images: Annotated[int, typer.Option(min=1, help="Training images to plan and fit on.")] = 256,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Training images to plan and fit on. Default: 256.")
+    ] = None,
     epochs: Annotated[
         int, typer.Option(min=0, help="Epochs of training on, to answer as the original does; 0 for none.")
     ] = 5,
@@ -32,8 +40,9 @@ def compress(
         bool, typer.Option("--plan", help="Only print what would change, and the curve of all budgets.")
     ] = False,
     refine: Annotated[
-        bool, typer.Option(help="Refit layer by layer on what the compressed network sees.")
-    ] = True,
+        bool | None,
+        typer.Option(help="Refit layer by layer on what the compressed network sees. Default: --refine."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,36 +53,41 @@ def compress(
     progress: Annotated[bool, typer.Option(help="Show progress bars and the plan.")] = True,
 ) -> dict[str, Any]:
     """Make a trained classifier smaller: layers share bases of filters, fitted to what they see; no labels are needed."""
-    from dataclasses import asdict
-
     from kdna.terminal import say
     from kerneldna.training.compress_run import compress_run, plan_run
 
+    what: dict[str, Any] = {
+        "method": method,
+        "data": data,
+        "weights": weights,
+        "budget": budget,
+        "of": of,
+        "images": images,
+        "refine": refine,
+        "progress": progress,
+    }
     if plan:
-        laid = plan_run(
-            network, data=data, weights=weights, budget=budget, of=of, images=images, progress=progress
-        )
+        laid = plan_run(network, **what)
         say(str(laid))
+        return _planned(laid)
+    folder = run or Path("runs") / f"{Path(network).name}-small"
+    facts = compress_run(network, run_dir=folder, epochs=epochs, overrides=set_ or (), resume=resume, **what)
+    said = ("method", "parameters", "macs", "stored_bytes", "damage", "top1")
+    return {"run": str(folder), **{key: facts[key] for key in said if key in facts}}
+
+
+def _planned(laid: Any) -> dict[str, Any]:
+    """Return the figures of a plan, of bases or of children, for the command's last line."""
+    from dataclasses import asdict
+
+    from kerneldna.compression.plan import CompressionPlan
+
+    if isinstance(laid, CompressionPlan):
         return {
             "parameters": list(laid.parameters),
             "macs": list(laid.macs),
             "damage": laid.damage,
             "curve": [asdict(point) for point in laid.curve],
         }
-    folder = run or Path("runs") / f"{Path(network).name}-small"
-    facts = compress_run(
-        network,
-        run_dir=folder,
-        data=data,
-        weights=weights,
-        budget=budget,
-        of=of,
-        images=images,
-        epochs=epochs,
-        refine=refine,
-        overrides=set_ or (),
-        resume=resume,
-        progress=progress,
-    )
-    left = ("parameters", "macs", "damage", "top1")
-    return {"run": str(folder), **{key: facts[key] for key in left}}
+    sizes = laid.before, laid.after
+    return {figure: [getattr(size, figure) for size in sizes] for figure in ("parameters", "macs")}

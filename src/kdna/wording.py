@@ -17,6 +17,7 @@ from kdna.terminal import printable
 
 # What a command calls otherwise than the library; `{}` is the value, words without it take none.
 _OTHERWISE = {
+    "compress": {"run_dir": "--run {}"},
     "demo": {"run_dir": "--out", "resume": "the same command"},
     "export": {"images": "--calibrate {}"},
     "train": {
@@ -36,8 +37,11 @@ _ARGUMENT = re.compile(
     # a name behind a dot or a slash is a recipe's key or part of a path
     rf"|(?<![\w./'\"=-])(?P<name>\w+)=(?P<value>{_VALUE})?"
 )
-# remedies for a training loop in Python, beside one for a command
-_IN_PYTHON = re.compile(r" \(drop_last=True\)|,(?: or)? model\.eval\(\)")
+# remedies in Python, beside one for a command
+_IN_PYTHON = {
+    "train": re.compile(r" \(drop_last=True\)|,(?: or)? model\.eval\(\)"),
+    "compress": re.compile(r"(?:,|; try) other kinds by KernelDNA\(.*"),
+}
 
 
 def spoken(text: str, command: Callable[..., Any]) -> str:
@@ -58,8 +62,8 @@ def spoken(text: str, command: Callable[..., Any]) -> str:
         word = words.get(found["name"])
         return found[0] if word is None else _filled(word, value=found["value"])
 
-    if command_name == "train":
-        text = _IN_PYTHON.sub("", text)
+    if in_python := _IN_PYTHON.get(command_name):
+        text = in_python.sub("", text)
     return _ARGUMENT.sub(say, text)
 
 

@@ -78,6 +78,59 @@ def test_without_epochs_the_network_is_as_it_was_fitted(run, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_children_of_kerneldna_start_as_copies_of_their_parents(run, tmp_path):
+    words = ("compress", run, "--run", tmp_path, "--method", "kerneldna", "--budget", 0.8, "--no-progress")
+    said = last_line(call(*words, "--epochs", 1, "--set", "data.limit_train=64"))
+    teacher, fitted, trained = (
+        kd.load(path) for path in (run / "model", tmp_path / "compressed", tmp_path / "model")
+    )
+    for child in (part for part in fitted.modules() if isinstance(part, kd.ChildConv2d)):
+        assert torch.equal(child.weight, teacher.get_submodule(child.parent_name).weight)
+    sizes = [kd.describe(each).size for each in (teacher, trained)]
+    for figure in ("parameters", "macs", "stored_bytes"):
+        assert list(said[figure].values()) == [getattr(size, figure) for size in sizes]
+    assert sizes[1].parameters <= 0.8 * sizes[0].parameters
+    assert kd.plan_of(trained).method == said["method"] == "kerneldna"
+    assert said["top1"]["distilled"] == pytest.approx(evaluate(tmp_path)["top1"], abs=1e-6)
+    assert set(said["top1"]) == {"original", "fitted", "distilled"}
+    facts = json.loads((tmp_path / "compression.json").read_text())
+    assert facts["families"]["layer4.1.conv2"] == ["layer4.1.conv1"]
+    assert not (tmp_path / "curve.png").exists()
+    result = call(*words[:-2], 0.7, "--resume", code=1)
+    assert "with --budget 0.8, and --budget 0.7 was asked for" in result.output.replace("\n", " ")
+
+
+def test_a_plan_of_children(run):
+    result = call("compress", run, "--plan", "--method", "kerneldna", "--budget", 0.8, "--no-progress")
+    assert "child of layer4.1.conv2" in result.stdout
+    before, after = last_line(result)["parameters"]
+    assert after <= 0.8 * before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--of", "macs"], "--of macs was given with --method kerneldna, whose children run as the layers"),
+        (
+            ["--images", "64"],
+            "--images 64 was given with --method kerneldna, whose children start as copies",
+        ),
+        (["--no-refine"], "--no-refine was given with --method kerneldna"),
+        (["--budget", "0.2"], "0.477 can be reached. Give a larger budget"),
+        (["--budget", "2"], "budget is 2.0; expected the share"),
+        (["--method", "odconv"], "unknown method that compresses 'odconv'"),
+    ],
+)
+def test_what_children_have_no_use_for(run, tmp_path, words, message):
+    result = call(
+        "compress", run, "--run", tmp_path, "--method", "kerneldna", *words, "--no-progress", code=1
+    )
+    said = result.output.replace("\n", " ")
+    assert message in said
+    assert "KernelDNA(" not in said
+    assert not list(tmp_path.glob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,7 +9,7 @@ pytest.importorskip("typer", reason="needs kerneldna[train]")
 
 import kerneldna as kd
 from command_line import call
-from kdna import bench, demo, export, fuse, inspect, train
+from kdna import bench, compress, demo, export, fuse, inspect, train
 from kdna.wording import spoken
 
 PYTHON = re.compile(r"(?<![\w.])\w+=(?:True|False|None|')|\b\w+=[,;) ]|run_dir|\beval\(\)|KernelDNA\(")
@@ -34,6 +34,16 @@ PYTHON = re.compile(r"(?<![\w.])\w+=(?:True|False|None|')|\b\w+=[,;) ]|run_dir|\
             "2 or more, larger images",
         ),
         (train.train, "width=1, stem='default'", "model.width=1, model.stem=default"),
+        (
+            compress.compress,
+            "another run_dir= is new. Give a larger budget, other kinds by KernelDNA(eligible=...), or a wider scope",
+            "another --run is new. Give a larger budget",
+        ),
+        (
+            compress.compress,
+            "so there is nothing to share; try other kinds by KernelDNA(eligible=...): dense; or name patterns",
+            "so there is nothing to share",
+        ),
         (demo.demo, "resume=True goes on with it", "the same command goes on with it"),
         (inspect.inspect, "width=0.5 was given without method=", "--width 0.5 was given without --method"),
         (

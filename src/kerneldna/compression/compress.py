@@ -12,7 +12,7 @@ from torch import nn
 from kerneldna.compression.images import Images, spread
 from kerneldna.compression.joint import refit_bases_
 from kerneldna.compression.measure import IMAGES, KINDS, Measured, measure
-from kerneldna.compression.plan import CompressionPlan, planned
+from kerneldna.compression.plan import CompressionPlan, check_budget, planned
 from kerneldna.compression.refine import images_at_once, refine_
 from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import plan, set_state
@@ -68,6 +68,7 @@ def compress(
     Example:
         >>> small = kd.compress(model, images, budget=0.5)  # doctest: +SKIP
     """
+    check_budget(budget, of)
     measured = measure(
         model,
         images,

@@ -133,7 +133,7 @@ def plan_compression(
     Raises:
         ValueError: As `measure` does, and if the budget is out of reach.
     """
-    _check(budget, of)
+    check_budget(budget, of)
     return planned(measure(model, images, **options), budget=budget, of=of)  # pyright: ignore[reportArgumentType]
 
 
@@ -148,7 +148,7 @@ def planned(measured: Measured, *, budget: float = 0.5, of: str = "parameters") 
     Raises:
         ValueError: If the budget is out of reach; the message says what can be reached.
     """
-    _check(budget, of)
+    check_budget(budget, of)
     sets = [alternatives(measured, place, of) for place in range(len(measured.candidates))]
     parameters, macs = surgery.parameters_of(measured.model), measured.traced.macs
     total = parameters if of == "parameters" else macs
@@ -176,6 +176,22 @@ def planned(measured: Measured, *, budget: float = 0.5, of: str = "parameters") 
         len(measured.images),
         measured.skipped,
     )
+
+
+def check_budget(budget: float, of: str) -> None:
+    """Check a budget before anything is measured for it.
+
+    Args:
+        budget: The share of the whole network to be kept, 0-1.
+        of: What it is a share of: "parameters" or "macs".
+
+    Raises:
+        ValueError: If it is no share, or of something else.
+    """
+    if of not in OF:
+        raise ValueError(suggest("measure of size", of, OF))
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget is {budget}; expected the share to be kept, above 0 and 1 at most")
 
 
 def alternatives(measured: Measured, place: int, of: str) -> list[list[Curve]]:
@@ -243,10 +259,3 @@ def _names(layers: Sequence[str]) -> str:
 
 def _said(of: str) -> str:
     return "MACs" if of == "macs" else of
-
-
-def _check(budget: float, of: str) -> None:
-    if of not in OF:
-        raise ValueError(suggest("measure of size", of, OF))
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget is {budget}; expected the share to be kept, above 0 and 1 at most")

@@ -1,0 +1,175 @@
+"""The two ways of `kdna compress`: bases fitted to what layers see, or the children of KernelDNA, copies of their parents.
+
+Bases are what works on trained weights. Children are there to compare with: a network of copies answers by chance, until it is
+trained on.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from kerneldna.compression.compress import carried_out
+from kerneldna.compression.measure import IMAGES, Measured, measure
+from kerneldna.compression.plan import CompressionPlan, check_budget, planned
+from kerneldna.conversion.convert import carry_out_, classes_of, describe, plan
+from kerneldna.conversion.plan import Plan, Size
+from kerneldna.data.dataset import open_data
+from kerneldna.data.loaders import calibration_loader
+from kerneldna.figures.compression_curve import compression_curve
+from kerneldna.recipes.specs import Recipe
+from kerneldna.registry import methods, suggest
+from kerneldna.training.evaluate import labelled_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+BASES, CHILDREN = "sharedbasis", "kerneldna"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a network is to be compressed to, and how.
+
+    Attributes:
+        method: "sharedbasis" or "kerneldna".
+        budget: The share to be kept, 0-1.
+        of: What it is a share of: "parameters" or "macs".
+        images: How many training images are looked at to plan and fit; None for as many as do.
+        refine: Refit layer by layer on what the compressed network sees itself; None for yes, where there is something to refit.
+
+    Raises:
+        ValueError: If the method is neither, the budget is none, or an option is given that children have no use for.
+    """
+
+    method: str = BASES
+    budget: float = 0.5
+    of: str = "parameters"
+    images: int | None = None
+    refine: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in (BASES, CHILDREN):
+            raise ValueError(suggest("method that compresses", self.method, (BASES, CHILDREN)))
+        check_budget(self.budget, self.of)
+        if self.method == BASES:
+            return
+        if self.of != "parameters":
+            raise ValueError(
+                f"of={self.of!r} was given with method={CHILDREN!r}, whose children run as the layers that they stand in for, with "
+                f"as many multiply-accumulates; leave of= out, or give method={BASES!r}"
+            )
+        for name in ("images", "refine"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name}={value} was given with method={CHILDREN!r}, whose children start as copies of their parents: "
+                    f"nothing is fitted to images; leave {name}= out, or give method={BASES!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """A network made smaller.
+
+    Attributes:
+        network: It, in eval mode.
+        facts: The plan, sizes and the curve of all budgets, as JSON takes them.
+        curve: That curve drawn; children have none.
+    """
+
+    network: nn.Module
+    facts: Mapping[str, Any]
+    curve: Figure | None = None
+
+
+def laid_out(asked: Asked, network: nn.Module, recipe: Recipe, *, progress: bool) -> CompressionPlan | Plan:
+    """Return what would change in a network, which stays as it is.
+
+    Args:
+        asked: What is wanted.
+        network: In eval mode, not converted.
+        recipe: Says what images it is for.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: If the budget is out of reach, or the network cannot be compressed.
+    """
+    if asked.method == CHILDREN:
+        return _children(asked, network)
+    return planned(_measured(asked, network, recipe, progress=progress), budget=asked.budget, of=asked.of)
+
+
+def made_smaller(
+    asked: Asked, network: nn.Module, recipe: Recipe, *, cache: Path | None = None, progress: bool = True
+) -> Smaller:
+    """Return a smaller copy of a network; arguments and errors as of `laid_out`.
+
+    Args:
+        asked: What is wanted.
+        network: In eval mode, not converted; it is not changed.
+        recipe: Says what images it is for.
+        cache: A folder to keep what is measured in: the same call, stopped and begun again, goes on from there.
+        progress: Show progress bars, and print the plan.
+    """
+    if asked.method == CHILDREN:
+        children = _children(asked, network)
+        _say(children, progress=progress)
+        small = copy.deepcopy(network)
+        carry_out_(small, children)
+        found = {
+            "families": {each.parent: list(each.children) for each in children.families},
+            "skipped": [asdict(skip) for skip in children.skipped],
+        }
+        return Smaller(small.eval(), {**_facts(asked, children.before, children.after), **found})
+    measured = _measured(asked, network, recipe, cache=cache, progress=progress)
+    laid = planned(measured, budget=asked.budget, of=asked.of)
+    _say(laid, progress=progress)
+    small = carried_out(measured, laid, refine=asked.refine is not False, progress=progress)
+    plain = asdict(laid)
+    found = {key: plain[key] for key in ("damage", "images", "sets", "curve", "skipped")}
+    sizes = [describe(each, input_size=measured.input_size).size for each in (network, small)]
+    return Smaller(small, {**_facts(asked, *sizes), **found}, _drawn(laid))
+
+
+def _say(laid: CompressionPlan | Plan, *, progress: bool) -> None:
+    if progress:
+        log.info("%s", laid)
+
+
+def _children(asked: Asked, network: nn.Module) -> Plan:
+    options = {"budget": asked.budget, "reduction": "auto"}
+    return plan(network, methods.get(CHILDREN)(**options))
+
+
+def _measured(
+    asked: Asked, network: nn.Module, recipe: Recipe, *, cache: Path | None = None, progress: bool
+) -> Measured:
+    data, images = open_data(recipe.data.source), asked.images or IMAGES
+    loader = calibration_loader(labelled_for(classes_of(network), data), recipe, images=images)
+    return measure(network, loader, limit=images, progress=progress, cache=cache)
+
+
+def _facts(asked: Asked, before: Size, after: Size) -> dict[str, Any]:
+    """Return what was asked for, and the sizes before and after."""
+    sizes = {
+        figure: {"original": getattr(before, figure), "compressed": getattr(after, figure)}
+        for figure in ("parameters", "macs", "stored_bytes")
+    }
+    return {"method": asked.method, "budget": asked.budget, "of": asked.of, **sizes}
+
+
+def _drawn(laid: CompressionPlan) -> Figure:
+    sizes = [point.parameters if laid.of == "parameters" else point.macs for point in laid.curve]
+    return compression_curve(
+        sizes,
+        [point.damage for point in laid.curve],
+        whole=(laid.parameters if laid.of == "parameters" else laid.macs)[0],
+        what="MACs" if laid.of == "macs" else "parameters",
+    )
