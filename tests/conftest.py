@@ -85,6 +85,8 @@ def settle() -> Callable[..., nn.Module]:
                 nn.init.normal_(parameter, 0.5, 0.2)
             elif name.endswith(".mix"):
                 nn.init.normal_(parameter, 0, len(parameter) ** -0.5)
+            elif not parameter.any():
+                nn.init.normal_(parameter, 0, 0.2)
         with torch.no_grad():
             for _ in range(rounds):
                 model.train()(x)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import kerneldna as kd
+from kerneldna.deploy.calibrate import gate_means
 from kerneldna.deploy.onnx_store import SMALLEST
 from kerneldna.deploy.shared_kernels import shared_kernels
 from kerneldna.methods.sharedbasis import Group, SharedBasis
@@ -42,7 +43,7 @@ class Rows(nn.Module):
         return (self.first(x).relu() * self.second(x)).movedim(-1, 1)
 
 
-def network(groups: list[Group] | None) -> nn.Module:
+def network(groups: list[Group] | None, **options: object) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential()
     for name, part in {
@@ -61,7 +62,7 @@ def network(groups: list[Group] | None) -> nn.Module:
     }.items():
         model.add_module(name, part)
     if groups is not None:
-        kd.convert_(model, SharedBasis(groups=groups), input_size=SIZE)
+        kd.convert_(model, SharedBasis(groups=groups, **options), input_size=SIZE)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -198,3 +199,64 @@ def test_what_saves_nothing_is_written_out_and_a_group_of_one_stores_its_factors
     assert found["narrow.weight.mix0"].shape == (48, 10)
     assert found["b.weight"].shape == (48, 48, 3, 3)
     assert not {"narrow.weight", "b.basis"} & found.keys()
+
+
+@pytest.fixture(scope="module")
+def gated(settle) -> nn.Module:
+    """Its gates differ from channel to channel and from image to image."""
+    return settle(network(GROUPS, channel=True), torch.randn(16, *SIZE))
+
+
+@pytest.mark.parametrize("prefer", WAYS)
+def test_means_of_gates_are_factors_of_what_is_shared(gated, prefer):
+    images = torch.randn(16, *SIZE)
+    means = gate_means(gated, images, progress=False)
+    fused = kd.fuse_(copy.deepcopy(gated), mode="throughput", prefer=prefer, calibrate=means, progress=False)
+    state = fused.state_dict()
+    for kernel in shared_kernels(gated, fused, means):
+        assert len(kernel.users) == 2
+        for name, factors in kernel.users.items():
+            mixed = kernel.kernel
+            if mixes := kernel.mixes.get(name):
+                mixed = (mixes[0] @ mixed.flatten(1)).view(-1, *mixed.shape[1:])
+            for factor in factors:
+                mixed = mixed * factor
+            torch.testing.assert_close(mixed.float(), state[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "prefer", "options"), [
+    ("accuracy", "one_conv", {"storage": "int8"}), ("throughput", "macs", {"storage": "fp32"}),
+    ("throughput", "one_conv", {"storage": "int8"}),
+    pytest.param("accuracy", "macs", {"storage": "int8"}, marks=pytest.mark.slow),
+    pytest.param("throughput", "macs", {"storage": "fp16"}, marks=pytest.mark.slow),
+    pytest.param("throughput", "macs", {"compute": "int8"}, marks=pytest.mark.slow),
+    pytest.param("throughput", "one_conv", {"compute": "int8"}, marks=pytest.mark.slow),
+    pytest.param("accuracy", "one_conv", {"compute": "int8"}, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_files_of_gated_networks_hold_each_basis_once(gated, mode, prefer, options, tmp_path):
+    images = torch.randn(16, *SIZE)
+    calibrate = images if mode == "throughput" or "compute" in options else None
+    file = kd.export(
+        gated, tmp_path / "m.onnx", mode=mode, prefer=prefer, calibrate=calibrate, progress=False, **options
+    )
+    assert file.difference < 0.1
+    found = matrices(file.path)
+    shapes = [values.shape for values in found.values()]
+    for basis in ((12, 48, 3, 3), (16, 24, 3, 3), (10, 48)):
+        assert shapes.count(basis) + shapes.count(basis[::-1]) == 1
+    assert not {(48, 48, 3, 3), (48, 24, 3, 3)} & set(shapes)
+    squeezes = [
+        n for n, p in gated.named_parameters() if n.endswith(("fc1.weight", "fc2.weight")) and p.numel() > 100
+    ]
+    held = sum(v.size for v in found.values())
+    whole = sum(p.numel() for n, p in gated.named_parameters() if p.ndim > 1 and p.numel() > 100)
+    gates = sum(gated.get_parameter(name).numel() for name in squeezes)
+    if mode == "accuracy":
+        assert held == whole
+    else:
+        assert whole - gates <= held < whole - gates + 6 * 48 * 24  # the means, one value an input channel
+    kd.expand(file.path, tmp_path / "full.onnx")
+    expected = kd.load_exported(file.path)(images)
+    torch.testing.assert_close(
+        kd.load_exported(tmp_path / "full.onnx")(images), expected, rtol=1e-4, atol=1e-5
+    )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kerneldna.layers.basis import Mixed, MixedLinear, factorised, mixed_layers
+from kerneldna.layers.basis import Mixed, MixedLinear
+from kerneldna.layers.basis_group import factorised, mixed_layers
 
 IMAGES = torch.randn(2, 8, 9, 11, generator=torch.Generator().manual_seed(0))
 CONVS = {

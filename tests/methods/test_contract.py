@@ -58,6 +58,13 @@ def cases():
                 marks=() if quick else pytest.mark.slow,
             )
 
+    for backbone in sorted(KINDS):
+        yield pytest.param(
+            Case(backbone, "sharedbasis", {"channel": True}),
+            id=f"{backbone}-sharedbasis-gated",
+            marks=() if backbone == "resnet18" else pytest.mark.slow,
+        )
+
 
 def build(case):
     torch.manual_seed(0)
@@ -195,7 +202,7 @@ def test_fused_equals_unfused(case, model, images):
             kd.fuse_(copy.deepcopy(model))
         return
     assert relative(fused(images), model(images)) < 1e-5
-    if case.method != "kerneldna":
+    if case.method != "kerneldna" and not case.options.get("channel"):
         return
     ours = {type(m).__name__ for m in fused.modules() if type(m).__module__.startswith("kerneldna")}
     kept = {"ChannelAttention"} if case.backbone == "convnext_tiny" else set()

@@ -16,7 +16,7 @@ from kerneldna.compression.plan import CompressionPlan, check_budget, planned
 from kerneldna.compression.refine import images_at_once, refine_
 from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import plan, set_state
-from kerneldna.layers.basis import mixed_layers
+from kerneldna.layers.basis_group import mixed_layers
 from kerneldna.network import surgery
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods

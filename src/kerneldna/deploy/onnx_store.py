@@ -46,7 +46,11 @@ class Store:
             turned: The initializers hold their weights transposed.
             quantized: As `shrink` takes it.
         """
-        whole = [] if kernel.adds else [name for user, name in users.items() if user not in kernel.mixes]
+        whole = [
+            name
+            for user, name in users.items()
+            if not (kernel.adds or kernel.mixes.get(user) or kernel.users[user])
+        ]
         if quantized:
             self._read_one(whole)
         derived = {user: name for user, name in users.items() if name not in whole}

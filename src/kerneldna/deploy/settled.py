@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from kerneldna.conversion.convert import network_of, state_of
-from kerneldna.layers.child import layer_inside
+from kerneldna.layers.plain import layer_inside
 from kerneldna.layers.ways import cheaper_split
 from kerneldna.registry import suggest
 

@@ -5,7 +5,7 @@
 `mixed` is the kernel itself, or a mix of its filters (`kerneldna.layers.modulation.mixed`). A basis is shared likewise: a layer
 that runs as two convolves with the basis itself, and one that runs as one with a mix of it alone.
 
-    fused.weight = mix @ basis                            the mix times BatchNorm's scale
+    fused.weight = mix @ basis * mean                     the mix times BatchNorm's scale, the mean of a gate
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from kerneldna.conversion.convert import plan_of, state_of
 from kerneldna.deploy import fold
 from kerneldna.layers.basis import Mixed
-from kerneldna.layers.child import Child, layer_inside
+from kerneldna.layers.child import Child
+from kerneldna.layers.plain import layer_inside
 from kerneldna.network import surgery
 
 
@@ -34,7 +35,7 @@ class SharedKernel:
         users: Name of a weight in the fused network's `state_dict` -> the factors, each of the kernel's dimensions, in float64.
         mixes: Name of such a weight -> the matrices that mix the kernel's filters before, in float64.
         adds: Whether what is mixed is added to the kernel, as a child's is. Of a basis it is all, and a weight without a mix is the
-            basis.
+            basis, times its factors.
     """
 
     name: str
@@ -90,33 +91,39 @@ def shared_kernels(
                 mixes |= {f"{inner}.weight": tuple(mixing)} if mixing else {}
         if derived:
             found.append(SharedKernel(family.parent, kernel, users, mixes))
-    return (*found, *_bases(model, fused, norms))
+    return (*found, *_bases(model, fused, norms, means or {}))
 
 
-def _bases(model: nn.Module, fused: nn.Module, norms: Mapping[str, str]) -> Iterator[SharedKernel]:
+def _bases(
+    model: nn.Module, fused: nn.Module, norms: Mapping[str, str], means: Mapping[str, Tensor]
+) -> Iterator[SharedKernel]:
     """Yield the bases of filters that layers of the network mix their kernels from."""
     members: dict[Mixed[Any], list[tuple[str, Mixed[Any]]]] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Mixed):
             members.setdefault(layer.owner, []).append((name, layer))
     for owner, group in members.items():
-        direct: dict[str, tuple[Tensor, ...]] = {}
+        users: dict[str, tuple[Tensor, ...]] = {}
         mixes: dict[str, Tensor] = {}
         for name, layer in group:
+            mean = means.get(f"{name}.gate")
+            factors = () if mean is None else (layer.seen_through(mean),)
             if f"{name}.basis.weight" in fused.state_dict():
-                direct[f"{name}.basis.weight"] = ()
+                users[f"{name}.basis.weight"] = factors
                 continue
-            mix = layer.mix.detach().double()
-            if name in norms:
-                mix = mix * fold.scale_of(surgery.get(model, norms[name]))[:, None]
-            mixes[f"{name}.weight"] = mix
+            mix, inner = layer.mix.detach().double(), _inner(fused, name)
+            if inner in norms:
+                mix = mix * fold.scale_of(surgery.get(model, norms[inner]))[:, None]
+            mixes[f"{inner}.weight"] = mix
+            users[f"{inner}.weight"] = factors
         basis = owner.filters.detach().double()
-        if not direct:  # each filter as large as what is done with it: mixes are rounded with one scale a row
+        if len(mixes) == len(
+            users
+        ):  # each filter as large as what is done with it: mixes are rounded with one scale a row
             sizes = torch.cat([*mixes.values()]).abs().amax(0)
             sizes[sizes == 0] = 1
             basis = basis * sizes.view(-1, *(1,) * (basis.ndim - 1))
             mixes = {name: mix / sizes for name, mix in mixes.items()}
-        users = {**direct, **dict.fromkeys(mixes, ())}
         yield SharedKernel(group[0][0], basis, users, {k: (mix,) for k, mix in mixes.items()}, adds=False)
 
 

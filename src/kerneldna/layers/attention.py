@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kerneldna.layers.start import draw_layer_
 
 NORMS = ("batch", "none")
+START = 0.5  # where a sigmoid starts
 MOMENTUM = 0.1  # of the gate's running mean; that of BatchNorm
 
 
@@ -27,8 +28,7 @@ class Gate(nn.Module):
     def __init__(self, channels: int, *, channels_last: bool = False, drop_rate: float = 0.0) -> None:
         super().__init__()
         self.channels, self.channels_last, self.drop_rate = channels, channels_last, drop_rate
-        # from 0.5, where a sigmoid starts
-        self.register_buffer("mean", torch.full((channels,), 0.5) if drop_rate else None)
+        self.register_buffer("mean", torch.full((channels,), START) if drop_rate else None)
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate of `x`, shaped to scale it: `(B, channels, 1, 1)` or `(B, 1, ..., 1, channels)`."""
@@ -118,6 +118,12 @@ class ChannelAttention(Gate):
         """Whether the gate is normalised over the batch, which a batch of 1 cannot be: by a BatchNorm in training mode."""
         return isinstance(self.norm, nn.BatchNorm2d) and self.norm.training
 
+    def start_alike_(self) -> None:
+        """Let every gate start at 0.5, whatever comes in: the last weights and biases are 0."""
+        nn.init.zeros_(self.fc2.weight)
+        if self.fc2.bias is not None:
+            nn.init.zeros_(self.fc2.bias)
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return the weight `(hidden, channels, 1, 1)` and bias `(hidden,)` of fc1 with the norm folded in (eval mode)."""
         weight, bias = self.fc1.weight.detach(), self.fc1.bias
@@ -151,7 +157,8 @@ class ChannelAttention(Gate):
 
     def _attend(self, x: Tensor) -> Tensor:
         if self.channels_last:
-            pooled = x.mean(dim=tuple(range(1, x.ndim - 1)))[:, :, None, None]
+            pooled = x if x.ndim == 2 else x.mean(dim=tuple(range(1, x.ndim - 1)))
+            pooled = pooled[:, :, None, None]
         else:
             pooled = x.mean(dim=(2, 3), keepdim=True)
         return torch.sigmoid(self.fc2(torch.relu(self.norm(self.fc1(pooled)))))
@@ -173,6 +180,28 @@ def gate_of(
     return ChannelAttention(
         channels, max(1, channels // reduction), norm=norm, channels_last=last, drop_rate=drop_rate
     )
+
+
+def gated(x: Tensor, gate: Gate | None, layer: str, remedy: str) -> Tensor:
+    """Return the input of a layer, scaled by its gate if it has one.
+
+    Args:
+        x: The input.
+        gate: The gate.
+        layer: What the layer is, for the error message: "child 'stage.conv1'".
+        remedy: The option of a method that makes gates without a norm: "KernelDNA(norm='none')".
+
+    Raises:
+        ValueError: If the gate is normalised over a batch of 1.
+    """
+    if gate is None:
+        return x
+    if x.shape[0] == 1 and gate.normalises:
+        raise ValueError(
+            f"{layer}: a batch of 1 in training gives the BatchNorm of its gate one value per channel; "
+            f"use a batch of 2 or more (drop_last=True), model.eval(), or {remedy}"
+        )
+    return gate(x)
 
 
 def _double(buffer: Tensor | None) -> Tensor:

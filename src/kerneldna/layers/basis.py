@@ -8,19 +8,22 @@ min(layers x C_out, C_in/groups k_h k_w) filters every kernel can be written so.
 
 There are two ways to compute it. One convolution with the product costs what the layer did before; the basis as a convolution of k
 filters and the mix as a 1x1 convolution behind it cost less where k is small enough. Both give the same numbers.
+
+A gate may stand in front, that of KernelDNA's children: `y = conv(x * a(x), mix @ basis)`. It starts at 0.5 for every image and the
+mix twice as large, so that a layer starts as it would without.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from kerneldna.layers.attention import START, ChannelAttention, gated
 from kerneldna.layers.marks import Borrower, Startable, lend_
-from kerneldna.layers.plain import GEOMETRY, filled, geometry_of
+from kerneldna.layers.plain import GEOMETRY, behind_gate, filled, geometry_of, seen_through
 from kerneldna.layers.start import draw_like_
 from kerneldna.layers.ways import TwoWays
 
@@ -36,11 +39,13 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
         rank: Filters of the basis, where the layer owns it.
         lender: The layer whose basis it borrows; None to own one.
         lender_name: The lender's qualified name, for error messages.
+        gate: What gates the input's channels, fresh; None for no gate.
 
     Raises:
         ValueError: If the kernel has another shape than the lender's.
     """
 
+    _part: ClassVar[str]  # the name of the plain layer in what a gated one is fused to
     basis: nn.Parameter | None
     _lender: Mixed[Any] | None
 
@@ -52,6 +57,7 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
         rank: int = 0,
         lender: Mixed[Any] | None = None,
         lender_name: str = "",
+        gate: ChannelAttention | None = None,
     ) -> None:
         super().__init__()
         self.name, self.lender_name = name, lender_name or name
@@ -70,6 +76,10 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
             lend_(lender)
         self.mix = nn.Parameter(torch.zeros(self.shape[0], len(self.filters), **like))
         self.bias = replaced.bias
+        if gate is not None:
+            gate.start_alike_()
+            gate.to(**like)
+        self.gate = gate
         self._take_over(replaced)
 
     @property
@@ -104,14 +114,14 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
         return getattr(self, "groups", 1) == 1 and rank * (numbers + filters) < filters * numbers
 
     def set_kernels_(self, basis: Tensor | None, mix: Tensor) -> None:
-        """Set the numbers of the layer.
+        """Set the numbers that the layer starts with.
 
         Args:
             basis: Of the shape of `filters`; None of a layer that borrows it.
-            mix: `(C_out, k)`.
+            mix: `(C_out, k)`, of a layer without a gate; one with a gate at its start then computes the same.
         """
         with torch.no_grad():
-            self.mix.copy_(mix)
+            self.mix.copy_(mix / self._gated_at)
             if basis is not None and self.basis is not None:
                 self.basis.copy_(basis)
 
@@ -119,21 +129,43 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
         """Draw the basis as a plain layer's kernel is drawn, and a mix that keeps its spread: so the kernels start as published."""
         if self.basis is not None:
             draw_like_(self.basis, self.shape)
-        nn.init.normal_(self.mix, std=self.mix.shape[1] ** -0.5)
+        nn.init.normal_(self.mix, std=self.mix.shape[1] ** -0.5 / self._gated_at)
+
+    def seen_through(self, mean: Tensor) -> Tensor:
+        """Return the mean of its gate, one value an input channel, as a factor of its kernel and of its basis, in float64."""
+        return seen_through(mean.to(self.mix.device), self.shape, getattr(self, "groups", 1))
 
     def fused(self, mean: Tensor | None = None) -> nn.Module:
-        """Return plain layers that compute the same: basis and mix where it `runs_split`, else one with the product."""
+        """Return plain layers that compute the same in eval mode: basis and mix where it `runs_split`, else one with the product.
+
+        The gate in front, if there is one, is timm's SqueezeExcite, on channels-last maps a ChannelAttention.
+
+        Args:
+            mean: The mean of the gate, one value an input channel: then the layers alone, of the kernel times this.
+        """
+        seen = 1.0 if mean is None else self.seen_through(mean)
         with torch.no_grad():
+            filters = self.filters.double()
             if self.runs_split:
                 first, second = self._split()
-                return nn.Sequential(
-                    OrderedDict(
-                        basis=filled(first, self.filters),
-                        mix=filled(second, self.mix.view(second.weight.shape), self.bias),
-                    )
-                )
-            kernel = (self.mix.double() @ self.filters.flatten(1).double()).view(self.shape)
-            return filled(self._plain(), kernel.to(self.mix.dtype), self.bias)
+                parts = {
+                    "basis": filled(first, (filters * seen).to(self.mix.dtype)),
+                    "mix": filled(second, self.mix.view(second.weight.shape), self.bias),
+                }
+            else:
+                kernel = (self.mix.double() @ filters.flatten(1)).view(self.shape) * seen
+                parts = {self._part: filled(self._plain(), kernel.to(self.mix.dtype), self.bias)}
+        if self.gate is not None and mean is None:
+            return behind_gate(self.gate.without_norm(), parts)
+        return nn.Sequential(OrderedDict(parts)) if len(parts) > 1 else parts[self._part]
+
+    @property
+    def _gated_at(self) -> float:
+        """What its gate starts at."""
+        return 1.0 if self.gate is None else START
+
+    def _gated(self, x: Tensor) -> Tensor:
+        return gated(x, self.gate, f"layer {self.name!r}", "SharedBasis(norm='none')")
 
     def _plain(self) -> Any:
         """Return a plain layer of the replaced layer's kind and shape, its numbers left open."""
@@ -163,6 +195,7 @@ class MixedConv2d(Mixed[nn.Conv2d]):
     dilation: tuple[int, ...]
     groups: int
     padding_mode: str
+    _part = "conv"
 
     def _take_over(self, replaced: nn.Conv2d) -> None:
         for name in GEOMETRY:
@@ -171,7 +204,7 @@ class MixedConv2d(Mixed[nn.Conv2d]):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
-        padding = self.padding
+        x, padding = self._gated(x), self.padding
         if self.padding_mode != "zeros":
             x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
         if self.runs_split:
@@ -200,11 +233,14 @@ class MixedConv2d(Mixed[nn.Conv2d]):
 class MixedLinear(Mixed[nn.Linear]):
     """A Linear whose rows are mixed from a shared basis."""
 
+    _part = "linear"
+
     def _take_over(self, replaced: nn.Linear) -> None:
         self.in_features, self.out_features = replaced.in_features, replaced.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
+        x = self._gated(x)
         if self.runs_split:
             return nn.functional.linear(nn.functional.linear(x, self.filters), self.mix, self.bias)
         return nn.functional.linear(x, self.weight, self.bias)
@@ -220,51 +256,3 @@ class MixedLinear(Mixed[nn.Linear]):
     def extra_repr(self) -> str:
         """Show the layer as `nn.Linear` would, with the rank."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.mix.shape[1]}"
-
-
-def mixed_layers(names: Sequence[str], replaced: Sequence[nn.Module], *, rank: int) -> list[Mixed[Any]]:
-    """Return the layers of a group: the first owns the basis, the others borrow it. All numbers are 0.
-
-    Args:
-        names: Their qualified names.
-        replaced: The layers they stand in for, convolutions or Linears with kernels of one shape.
-        rank: Filters of the basis.
-
-    Raises:
-        ValueError: If a layer is neither, or the shapes differ.
-    """
-    made: list[Mixed[Any]] = []
-    for name, layer in zip(names, replaced, strict=True):
-        lender = made[0] if made else None
-        kind = (
-            MixedConv2d
-            if isinstance(layer, nn.Conv2d)
-            else MixedLinear
-            if isinstance(layer, nn.Linear)
-            else None
-        )
-        if kind is None or (made and type(made[0]) is not kind):
-            raise ValueError(
-                f"layer {name!r} is a {type(layer).__name__}; a group that shares a basis holds convolutions alone, or Linears "
-                "alone"
-            )
-        new: Any = kind(name, layer, rank=rank, lender=lender, lender_name=names[0])  # pyright: ignore
-        made.append(new.train(layer.training))
-    return made
-
-
-def factorised(kernels: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
-    """Return the basis and the mixes nearest to kernels, in the sum of squares.
-
-    Args:
-        kernels: Of one shape, `(C_out, C_in/groups, k_h, k_w)` or `(C_out, C_in)`.
-        rank: Filters of the basis, `min(len(kernels) * C_out, C_in/groups * k_h * k_w)` at most: then the kernels are met exactly.
-
-    Returns:
-        The basis, `(rank, C_in/groups, k_h, k_w)`, and a mix `(C_out, rank)` for each kernel, in float64.
-    """
-    rows = torch.cat([kernel.detach().double().flatten(1) for kernel in kernels])
-    left, values, right = torch.linalg.svd(rows, full_matrices=False)
-    scale = values[:rank].sqrt()  # half on each side, so that both train alike
-    basis = (scale[:, None] * right[:rank]).view(rank, *kernels[0].shape[1:])
-    return basis, list((left[:, :rank] * scale).split(len(kernels[0])))

@@ -11,18 +11,16 @@ pickle of a whole model keep the tie inside the copy.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from math import prod
 from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from kerneldna.layers.attention import Gate, gate_of
+from kerneldna.layers.attention import Gate, gate_of, gated
 from kerneldna.layers.marks import Borrower, StandIn, lend_
 from kerneldna.layers.modulation import NAMES, factors, mixed, mixing, modulation_parameters
-from kerneldna.layers.plain import filled, geometry_of
+from kerneldna.layers.plain import behind_gate, filled, geometry_of, seen_through
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -138,12 +136,7 @@ class Child(Borrower, StandIn, Generic[Layer]):
         kernel = self._kernel
         found = [part.detach().double() for part in factors(self, kernel.ndim)]
         if mean is not None:
-            # grouped: each output channel sees the input channels of its group
-            groups = getattr(self, "groups", 1)
-            seen = mean.to(kernel.device, torch.float64).view(groups, kernel.shape[1])
-            if groups > 1:
-                seen = seen.repeat_interleave(kernel.shape[0] // groups, dim=0)
-            found.append(seen.reshape(-1, kernel.shape[1], *(1,) * (kernel.ndim - 2)))
+            found.append(seen_through(mean.to(kernel.device), kernel.shape, getattr(self, "groups", 1)))
         return found
 
     def mixing(self) -> list[Tensor]:
@@ -162,7 +155,7 @@ class Child(Borrower, StandIn, Generic[Layer]):
         plain = filled(self._plain(), self._scaled(mean), self.bias)
         if self.gate is None or mean is not None:
             return plain
-        return nn.Sequential(OrderedDict([("gate", self.gate.without_norm()), (self._part, plain)]))
+        return behind_gate(self.gate.without_norm(), {self._part: plain})
 
     def _plain(self) -> nn.Module:
         """Return a plain layer of the child's kind and shape, its numbers left open."""
@@ -177,14 +170,7 @@ class Child(Borrower, StandIn, Generic[Layer]):
         return prod(self.factors(mean), start=mixed(kernel.double(), self.mixing())).to(kernel.dtype)
 
     def _gated(self, x: Tensor) -> Tensor:
-        if self.gate is None:
-            return x
-        if x.shape[0] == 1 and self.gate.normalises:
-            raise ValueError(
-                f"child {self.name!r}: a batch of 1 in training gives the BatchNorm of its gate one value per channel; "
-                "use a batch of 2 or more (drop_last=True), model.eval(), or KernelDNA(norm='none')"
-            )
-        return self.gate(x)
+        return gated(x, self.gate, f"child {self.name!r}", "KernelDNA(norm='none')")
 
 
 class ChildConv2d(Child[nn.Conv2d]):
@@ -262,10 +248,3 @@ class ChildLinear(Child[nn.Linear]):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
-
-
-def layer_inside(fused: nn.Module) -> str | None:
-    """Return the name of the layer in what a gated child was fused to, a sequence of gate and layer; None of any other module."""
-    parts = [name for name, _ in fused.named_children()]
-    gated = [["gate", child._part] for child in (ChildConv2d, ChildLinear)]
-    return parts[1] if isinstance(fused, nn.Sequential) and parts in gated else None

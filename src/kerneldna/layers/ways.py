@@ -58,7 +58,12 @@ def running(model: nn.Module, split: Collection[str]) -> Iterator[None]:
 
 
 def joined(pair: nn.Module) -> nn.Module:
-    """Return one layer of the shape of the two that a layer was fused to, on the meta device: for counting."""
+    """Return one layer of the shape of the two that a layer was fused to, behind its gate, on the meta device: for counting."""
+    one, gate = _one(pair), getattr(pair, "gate", None)
+    return one if gate is None else nn.Sequential(gate, one)
+
+
+def _one(pair: nn.Module) -> nn.Module:
     parts: Any = pair
     first, second = parts.basis, parts.mix
     if isinstance(first, nn.Linear):

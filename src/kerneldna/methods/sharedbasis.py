@@ -1,12 +1,13 @@
 """SharedBasis: the layers of a stage mix their kernels from one basis of filters (after Basis Sharing, arXiv 2410.03765).
 
-weight = mix @ basis        y = conv(x, weight)
+weight = mix @ basis        y = conv(x, weight)        with channel attention: y = conv(x * a(x), weight)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +15,8 @@ from torch import nn
 
 from kerneldna.conversion import stages
 from kerneldna.conversion.plan import Change, Plan
-from kerneldna.layers.basis import factorised, mixed_layers
+from kerneldna.layers.attention import NORMS, gate_of
+from kerneldna.layers.basis_group import factorised, mixed_layers
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip
@@ -53,9 +55,14 @@ class SharedBasis:
         share: Of the parameters of the layers that share, 0-1, to be kept, where no groups are given. "full" gives every basis full
             rank, which keeps what the network computes, and may take more parameters than it had.
         eligible: The kinds of layer that share, where no groups are given: "dense", "pointwise" or "depthwise", or several of them.
+        channel: With channel attention, the gate of KernelDNA's children, in front of every layer that changes. It starts at 0.5
+            for every image, its last weights 0, and the mixes twice as large: the network starts as it would without gates, to
+            rounding. Their parameters come on top of the share.
+        reduction: Of the channel attention: the hidden width is channels // reduction.
+        norm: Of the channel attention: "batch" as published, "none" to train at batch size 1.
 
     Raises:
-        ValueError: If a share, kind, rank or group is not one.
+        ValueError: If a share, kind, rank, group, reduction or norm is not one.
     """
 
     name: ClassVar[str] = "sharedbasis"
@@ -63,6 +70,9 @@ class SharedBasis:
     groups: Sequence[Group] | None = None
     share: Share = 0.5
     eligible: str | Sequence[str] = ("dense", "pointwise")
+    channel: bool = False
+    reduction: int = 4
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
         for kind in self._kinds:
@@ -71,6 +81,12 @@ class SharedBasis:
         if self.share != FULL and not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
             raise ValueError(
                 f'share is {self.share!r}; expected a share of the parameters, above 0 and 1 at most, or "full"'
+            )
+        if self.norm not in NORMS:
+            raise ValueError(suggest("norm", self.norm, NORMS))
+        if self.reduction < 1:
+            raise ValueError(
+                f"reduction is {self.reduction}; a hidden width of channels // reduction needs 1 or more"
             )
         seen: set[str] = set()
         for group in self.groups or ():
@@ -95,7 +111,7 @@ class SharedBasis:
         groups = None if self.groups is None else [asdict(group) for group in self.groups]
         for group in groups or ():
             group["layers"] = list(group["layers"])
-        return {"groups": groups, "share": self.share, "eligible": list(self._kinds)}
+        return {**asdict(self), "groups": groups, "eligible": list(self._kinds)}
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the groups and the rank of each basis; check those that were given."""
@@ -107,8 +123,9 @@ class SharedBasis:
                 if reason := traced.irreplaceable.get(name):
                     raise ValueError(f"layer {name!r} cannot share a basis: {reason}")
         groups = [Group(tuple(group.layers), _rank(group, skeleton)) for group in groups]
+        gated = ", gated" * self.channel
         changes = tuple(
-            Change(name, f"mix of {_filters(group.rank)}" + _of(name, group), group.layers[0])
+            Change(name, f"mix of {_filters(group.rank)}{_of(name, group)}{gated}", group.layers[0])
             for group in groups
             for name in group.layers
         )
@@ -119,7 +136,8 @@ class SharedBasis:
         for group in self.groups or ():
             rank = _rank(group, model)
             replaced = [survey.get(model, name) for name in group.layers]
-            made = mixed_layers(group.layers, replaced, rank=rank)
+            gate = partial(gate_of, reduction=self.reduction, norm=self.norm) if self.channel else None
+            made = mixed_layers(group.layers, replaced, rank=rank, gate=gate)
             if not replaced[0].weight.is_meta:
                 basis, mixes = factorised([layer.weight for layer in replaced], rank)
                 for layer, mix in zip(made, mixes, strict=True):
