@@ -23,6 +23,7 @@ from kerneldna.detection.detectors import create_detector
 from kerneldna.layers.child import ChildConv2d, ChildLinear
 from kerneldna.layers.dynamic import step_schedules
 from kerneldna.methods.kerneldna import KernelDNA
+from kerneldna.methods.sharedbasis import Group, SharedBasis
 from kerneldna.models import create_model, list_methods, list_models
 from kerneldna.training.distill import distill
 
@@ -35,9 +36,11 @@ __all__ = [
     "Exported",
     "Family",
     "Fast",
+    "Group",
     "KernelDNA",
     "Method",
     "Plan",
+    "SharedBasis",
     "analysis",
     "compress",
     "convert_",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from kerneldna.conversion.convert import Method, plan, set_state
 from kerneldna.conversion.started import fetching, start_, weights_of
-from kerneldna.layers.marks import Startable
+from kerneldna.layers.marks import Startable, numbers_follow
 from kerneldna.layers.start import draw_kernels_, draw_layer_
 from kerneldna.network import surgery
 from kerneldna.network.tensors import Stored, check_finite
@@ -121,13 +122,15 @@ def create_model(
     created = {"name": name, "num_classes": num_classes, "width": width, "stem": stem, **built_with}
     set_state(model, created=created, input_size=list(size))
     start_with, laid = None if weights is None else weights_of(weights), None
-    if chosen is not None:
-        # laid out on the backbone's own size, so that one recipe means one network, whatever it is trained on
-        set_state(model, input_size=list(own))
-        laid = plan(model, chosen, counted_on=input_size)
-        set_state(model, input_size=list(size))
-    start_(model, start_with, laid, classes)
-    for module in () if start or start_with else model.modules():
+    anew = not (start or start_with)
+    with numbers_follow() if anew else nullcontext():
+        if chosen is not None:
+            # laid out on the backbone's own size, so that one recipe means one network, whatever it is trained on
+            set_state(model, input_size=list(own))
+            laid = plan(model, chosen, counted_on=input_size)
+            set_state(model, input_size=list(size))
+        start_(model, start_with, laid, classes)
+    for module in model.modules() if anew else ():
         if isinstance(module, Startable):
             module.start_()
     return model

@@ -199,6 +199,17 @@ def test_weights_from_a_file_are_not_drawn_over(tmp_path):
     assert torch.equal(model.conv_stem.weight, trained.conv_stem.weight)
 
 
+def test_no_basis_is_fitted_to_kernels_that_are_drawn_anew_or_read(monkeypatch, tmp_path):
+    trained = kd.create_model("resnet18", num_classes=3, width=0.25)
+    kd.save(kd.convert_(trained, SharedBasis()), tmp_path)
+    monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("a basis is fitted in vain"))
+    model = create("resnet18", "sharedbasis", width=0.25)
+    assert all(module.mix.all() for module in model.modules() if isinstance(module, Mixed))
+    given = kd.create_model("resnet18", num_classes=3, width=0.25)
+    read = kd.load(tmp_path, model=given)
+    assert torch.equal(read.layer2[0].conv2.mix, trained.layer2[0].conv2.mix)
+
+
 def test_kernels_mixed_from_a_basis_start_as_published_and_as_trained_ones_where_there_are_some():
     model = create("resnet18", "sharedbasis", width=0.5)
     for name, module in model.named_modules():

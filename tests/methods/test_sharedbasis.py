@@ -72,6 +72,11 @@ def test_groups_of_full_rank_keep_what_a_network_computes(layers):
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_package_has_what_an_own_network_is_converted_with():
+    model = kd.convert_(plain(), kd.SharedBasis(groups=[kd.Group(PAIR, 6)]), input_size=SIZE)
+    assert isinstance(model.stage[0].conv1, MixedConv2d)
+
+
 def test_a_share_of_the_parameters_is_kept():
     for share in (0.2, 0.5, 0.8):
         model = plain()

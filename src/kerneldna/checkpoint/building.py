@@ -14,6 +14,7 @@ from kerneldna.conversion.plan import Plan
 from kerneldna.deploy.fuse import fuse_as_
 from kerneldna.detection.detectors import create_detector
 from kerneldna.detection.settings import set_settings_
+from kerneldna.layers.marks import numbers_follow
 from kerneldna.models import create_model
 from kerneldna.reading.shown import said
 
@@ -26,7 +27,8 @@ def built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.M
             set_state(model, input_size=noted["input_size"])
         model.eval()
         if noted.get("plan") and not state_of(model).get("plan"):
-            carry_out_(model, Plan.from_dict(noted["plan"]))
+            with numbers_follow():
+                carry_out_(model, Plan.from_dict(noted["plan"]))
         if noted.get("head"):
             network: Any = model
             network.reset_classifier(**noted["head"])

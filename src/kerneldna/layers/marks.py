@@ -10,7 +10,9 @@ so does a strict `load_state_dict`, where a borrower misses what its owner was n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -37,11 +39,29 @@ class Scheduled(nn.Module):
 
 
 class Startable(nn.Module):
-    """A module whose numbers come from the layer that it replaces, unless the network is trained from scratch."""
+    """A module whose numbers come from the layer that it replaces, unless `numbers_follow`."""
 
     def start_(self) -> None:
         """Draw its numbers anew, as the kernels of a plain network start."""
         raise NotImplementedError
+
+
+_follow: ContextVar[bool] = ContextVar("numbers follow", default=False)
+
+
+@contextmanager
+def numbers_follow() -> Iterator[None]:
+    """Convert inside the block for numbers that are set afterwards, drawn anew or read: what they are before does not matter."""
+    token = _follow.set(True)
+    try:
+        yield
+    finally:
+        _follow.reset(token)
+
+
+def takes_over() -> bool:
+    """Whether the numbers of a `Startable` come from the layer it replaces: what they cost to find is spared where they do not."""
+    return not _follow.get()
 
 
 class Borrower(nn.Module):

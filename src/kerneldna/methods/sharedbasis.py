@@ -17,6 +17,7 @@ from kerneldna.conversion import stages
 from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.attention import NORMS, gate_of
 from kerneldna.layers.basis_group import factorised, mixed_layers
+from kerneldna.layers.marks import takes_over
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip
@@ -138,7 +139,7 @@ class SharedBasis:
             replaced = [survey.get(model, name) for name in group.layers]
             gate = partial(gate_of, reduction=self.reduction, norm=self.norm) if self.channel else None
             made = mixed_layers(group.layers, replaced, rank=rank, gate=gate)
-            if not replaced[0].weight.is_meta:
+            if takes_over() and not replaced[0].weight.is_meta:
                 basis, mixes = factorised([layer.weight for layer in replaced], rank)
                 for layer, mix in zip(made, mixes, strict=True):
                     layer.set_kernels_(basis, mix)
