@@ -23,7 +23,7 @@ ROW = re.compile(r"^\| (`.+?`) \|", re.MULTILINE)
 LIBRARY = "kerneldna"
 SHELL = "kdna"
 # What every command prints through.
-SHARED = ("kdna.terminal", "kdna.wording")
+SHARED = ("kdna.terminal", "kdna.wording", "kdna.options")
 # A folder that is a set: its members are found by their file name and never import each other.
 SETS = ("methods", "data.datasets", "deploy.runtimes", "training.tasks")
 

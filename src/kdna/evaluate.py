@@ -7,24 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.options import AllowNonfinite, Model, Runtime
 from kdna.terminal import show_table
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder of kdna train.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Another model folder, such as a fused one, or an exported file. Default: RUN/model."
-        ),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(
-            help="Runtime for an exported file. Default: by its suffix; a .pt2 file needs torch_export or aot_inductor, and runs "
-            "code when it is opened: evaluate only one that you trust."
-        ),
-    ] = None,
+    model: Model = None,
+    runtime: Runtime = None,
     data: Annotated[
         str | None, typer.Option(help="Other images: a folder or a hub name. Default: the run's own.")
     ] = None,
@@ -38,9 +28,7 @@ def evaluate(
             help="Folder for a detector's detections in COCO's results format: bbox.json, segm.json."
         ),
     ] = None,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Open a network whose weights hold NaN or infinity too.")
-    ] = False,
+    allow_nonfinite: AllowNonfinite = False,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> dict[str, Any]:
     """Measure a trained network, or an exported file, on the validation images of its recipe."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.options import AllowNonfinite
 from kdna.terminal import say
 
 
@@ -27,9 +28,7 @@ def inspect(
     ] = None,
     width: Annotated[float, typer.Option(help="Factor on the channels of a timm network.")] = 1.0,
     stem: Annotated[str, typer.Option(help="default, or small for images of 32 px.")] = "default",
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Open a folder whose weights hold NaN or infinity too.")
-    ] = False,
+    allow_nonfinite: AllowNonfinite = False,
     runtime: Annotated[
         str | None,
         typer.Option(help="Runtime of an exported file. Default: by its suffix; a .pt2 file needs it."),

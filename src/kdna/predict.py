@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.options import Model, Runtime
 from kdna.terminal import say, show_table
 
 SHOWN = 50  # rows of the table
@@ -34,19 +35,8 @@ def predict(
     sheet: Annotated[
         int, typer.Option(min=0, help="Of a classifier: photos on the contact sheet at most; 0 draws none.")
     ] = 60,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Another model folder, such as a fused one, or an exported file. Default: RUN/model."
-        ),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(
-            help="Runtime for an exported file. Default: by its suffix; a .pt2 file needs torch_export or aot_inductor, and runs "
-            "code when it is opened: open only one that you trust."
-        ),
-    ] = None,
+    model: Model = None,
+    runtime: Runtime = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA if there is a GPU.")] = "auto",
     progress: Annotated[bool, typer.Option(help="Show a progress bar for several images.")] = True,
 ) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def test_what_cannot_be_compressed(trained, seen, change: str, options, message:
         ),
         (
             torch.randn(3, 16, 16),
-            r"images gave \(3, 16, 16\) of torch.float32; expected images \(N, C, H, W\)",
+            r"images gave \(3, 16, 16\); expected images \(B, C, H, W\)",
         ),
         (torch.zeros(8, 3, 16, 16, dtype=torch.uint8), "normalised as in training"),
         (["photo.jpg"], "images gave str"),

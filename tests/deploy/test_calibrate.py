@@ -60,6 +60,11 @@ def test_it_runs_in_eval_mode_and_puts_training_back(model):
         (torch.empty(0, 3, 16, 16), "without an image"),
         (torch.randn(3, 16, 16), r"gave \(3, 16, 16\); expected images"),
         ([{"image": 1}], "gave dict; expected images"),
+        ([()], "gave tuple; expected images"),
+        (
+            torch.zeros(2, 3, 16, 16, dtype=torch.uint8),
+            r"gave \(2, 3, 16, 16\) of torch.uint8; .*, normalised as in training",
+        ),
     ],
 )
 def test_wrong_data(model, data, message):

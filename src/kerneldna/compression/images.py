@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kerneldna.deploy.calibrate import images_of
 from kerneldna.network import surgery
 
 Images = Tensor | Iterable[Any]
@@ -28,13 +29,7 @@ def gathered(model: nn.Module, images: Images, *, limit: int) -> Tensor:
     """
     found: list[Tensor] = []
     for batch in [images] if isinstance(images, Tensor) else images:
-        x = batch[0] if isinstance(batch, (list, tuple)) else batch
-        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
-            given = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"images gave {given}; expected images (N, C, H, W), normalised as in training, or a loader of them or of "
-                "(images, labels)"
-            )
+        x = images_of(batch, said="images gave")
         if found and x.shape[1:] != found[0].shape[1:]:
             raise ValueError(
                 f"images of {tuple(found[0].shape[1:])} and {tuple(x.shape[1:])} were given; give all one size, by a resize and "

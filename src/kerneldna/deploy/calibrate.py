@@ -169,8 +169,35 @@ def recalibrate_norms_(model: nn.Module, data: Batches, *, progress: bool = True
                 norm.eval()
 
 
+def images_of(batch: Any, *, said: str = "calibration data gave", pixels: bool = False) -> Tensor:
+    """Return the images of a batch, which is `(B, C, H, W)`, or (images, labels).
+
+    Args:
+        batch: What a loader gave.
+        said: How the message about a batch that is none begins.
+        pixels: Let integers through, for a network with its preprocessing inside; to others they would look like bright images.
+
+    Raises:
+        ValueError: If it is no batch of images.
+    """
+    x = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    if not isinstance(x, Tensor) or x.ndim != 4 or not (pixels or x.is_floating_point()):
+        kind = "" if not isinstance(x, Tensor) or x.is_floating_point() else f" of {x.dtype}"
+        found = f"{tuple(x.shape)}{kind}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{said} {found}; expected images (B, C, H, W), normalised as in training, or a loader of them or of (images, labels)"
+        )
+    return x
+
+
 def batches(
-    model: nn.Module, data: Batches, *, text: str, progress: bool, said: str = "calibration data gave"
+    model: nn.Module,
+    data: Batches,
+    *,
+    text: str,
+    progress: bool,
+    said: str = "calibration data gave",
+    pixels: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the images of `data` batch by batch, on the network's device and of its dtype.
 
@@ -179,17 +206,13 @@ def batches(
         data: Images `(B, C, H, W)`, or a loader of such batches or of (images, labels).
         text: Stands before the progress bar.
         progress: Show it.
-        said: How the message about a batch that is none begins.
+        said: As for `images_of`.
+        pixels: As for `images_of`.
 
     Raises:
         ValueError: If a batch is not one of images `(B, C, H, W)`.
     """
     like = next(model.parameters())
     for batch in bar([data] if isinstance(data, Tensor) else data, text=text, on=progress):
-        x = batch[0] if isinstance(batch, (list, tuple)) else batch
-        if not isinstance(x, Tensor) or x.ndim != 4:
-            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"{said} {found}; expected images (B, C, H, W), or a loader of them or of (images, labels)"
-            )
+        x = images_of(batch, said=said, pixels=pixels)
         yield x.to(like.device, like.dtype)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from kerneldna.conversion.convert import set_state, state_of
+from kerneldna.deploy import calibrate
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.detection.detectors import NETWORK, BackboneImages
 from kerneldna.detection.difference import detection_difference, detection_differences
@@ -221,7 +222,7 @@ class BackboneBatches:
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:
-            x = batch[0] if isinstance(batch, (list, tuple)) else batch
+            x = calibrate.images_of(batch)
             yield F.pad(x, (0, self.size[2] - x.shape[3], 0, self.size[1] - x.shape[2]))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
-from kerneldna.deploy.calibrate import Batches
+from kerneldna.deploy.calibrate import Batches, images_of
 from kerneldna.deploy.detector_export import is_detector
 from kerneldna.deploy.runtime import Request
 from kerneldna.deploy.shared_kernels import under
@@ -182,9 +182,9 @@ class _PixelBatches:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            x = batch[0] if isinstance(batch, (list, tuple)) else batch
-            # what is no tensor is refused by `calibrate.batches`, in words of its own
-            yield pixels_of(x, self.how) if isinstance(x, Tensor) else x
+            yield pixels_of(
+                images_of(batch, pixels=True), self.how
+            )  # which refuses integers in words of its own
 
 
 def _said(tensor: Tensor) -> str:

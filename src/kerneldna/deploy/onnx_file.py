@@ -116,7 +116,8 @@ def _images(model: nn.Module, x: Tensor, request: Request) -> Iterator[Tensor] |
     """Return the calibration images in the type of `x`; split for a network of a fixed batch size, without those left over."""
     if request.calibrate is None:
         return None
-    given = batches(model, request.calibrate, text="Calibrating", progress=request.progress)
+    pixels = not x.is_floating_point()
+    given = batches(model, request.calibrate, text="Calibrating", progress=request.progress, pixels=pixels)
     split = given if request.dynamic else (part for batch in given for part in batch.split(len(x)))
     return (part.to(x.dtype) for part in split if request.dynamic or len(part) == len(x))
 
