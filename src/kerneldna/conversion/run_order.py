@@ -6,9 +6,10 @@ run says more than where the modules stand.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from torch import nn
 
@@ -55,9 +56,15 @@ def rows_in_run(
         if reason := traced.irreplaceable.get(call.name):
             skipped.append(Skip(call.name, reason))
         else:
-            layers.append((call.name, (type(module), tuple(module.weight.shape), _resolution(module, call))))  # pyright: ignore
+            layers.append((call.name, (*form_of(module), _resolution(module, call))))
     rows = rows_of("", layers, follows=traced.lineage.follows)
     return [Row(_holding(row.layers), row.layers) for row in rows], tuple(skipped)
+
+
+def form_of(layer: nn.Module) -> tuple[Hashable, ...]:
+    """Return what two layers have in common that may share a kernel: class, shape of the kernel, groups."""
+    weight: Any = layer.weight
+    return type(layer), tuple(weight.shape), getattr(layer, "groups", 1)
 
 
 def stages_of(model: nn.Module, traced: Trace, rows: Collection[Row]) -> list[Found]:

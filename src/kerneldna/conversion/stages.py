@@ -1,7 +1,7 @@
 """Patterns carried onto a network: find its stages, their blocks and eligible layers; lay patterns on them.
 
-A layer is eligible by kind (dense, pointwise, depthwise), inside a block, and on its main path: shortcuts and the convolutions of
-squeeze-and-excitation are not.
+A layer is eligible by kind (dense, pointwise, depthwise, grouped), inside a block, and on its main path: shortcuts and the
+convolutions of squeeze-and-excitation are not.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from kerneldna.conversion.additions import extended
 from kerneldna.conversion.pattern import Slot
 from kerneldna.conversion.plan import Block, Layer, Stage
 from kerneldna.conversion.rows import Row, every_second, pairs_of, rows_of
-from kerneldna.conversion.run_order import Found, rows_in_run, stages_of
+from kerneldna.conversion.run_order import Found, form_of, rows_in_run, stages_of
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
 from kerneldna.network.surgery import Trace
 from kerneldna.network.survey import Skip
 
-KINDS = ("dense", "pointwise", "depthwise")
+KINDS = ("dense", "pointwise", "depthwise", "grouped")
 Choose = Callable[[Sequence[Row]], tuple[Collection[str], Sequence[Skip]]]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -42,7 +42,7 @@ def lay_out(
         model: The network, or its skeleton.
         traced: One run of it.
         patterns: Each stage's pattern; None finds the stages and shares every second layer of equal shape.
-        eligible: The kinds of layer that letters stand for: dense, pointwise, depthwise.
+        eligible: The kinds of layer that letters stand for: dense, pointwise, depthwise, grouped.
         choose: Without patterns, says which layers of the rows that were found become children, and why others do not.
 
     Returns:
@@ -109,7 +109,7 @@ def _automatic(
     for stage in found:
         skipped += stage.skipped
         slots = [slot for slots in stage.blocks.values() for slot in slots]
-        layers = [(slot.name, (type(surgery.get(model, slot.name)), slot.shape)) for slot in slots]
+        layers = [(slot.name, form_of(surgery.get(model, slot.name))) for slot in slots]
         rows += rows_of(stage.container, layers, follows=traced.lineage.follows)
     taken = {name for row in rows for name in row.layers}
     others, left_out = rows_in_run(model, traced, taken=taken, eligible=eligible)

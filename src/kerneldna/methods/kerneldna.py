@@ -41,8 +41,8 @@ class KernelDNA:
     Args:
         patterns: Stage name -> pattern, such as `{"layer3": "FS-SF-SF"}`. None finds the stages of the network and
             makes every second layer of equal shape a child of the next, where that saves more than the adapter costs.
-        eligible: The kinds of layer that letters stand for: "dense", "pointwise" or "depthwise", or several of them. None is
-            "dense" with patterns, "dense" and "pointwise" without.
+        eligible: The kinds of layer that letters stand for: "dense", "pointwise", "depthwise" or "grouped" (any other number of
+            groups), or several of them. None is "dense" with patterns, "dense" and "pointwise" without.
         reduction: Of the channel attention: the hidden width is channels // reduction. A mapping gives each layer its
             own by the last part of its name, `{"conv_pw": 4, "conv_pwl": 24}`; layers it does not name get 4. "auto" is 4, and
             twice that as often as it takes for the child to cost less than the kernel that it saves.

@@ -55,7 +55,8 @@ class SharedBasis:
             equal shape in each share.
         share: Of the parameters of the layers that share, 0-1, to be kept, where no groups are given. "full" gives every basis full
             rank, which keeps what the network computes, and may take more parameters than it had.
-        eligible: The kinds of layer that share, where no groups are given: "dense", "pointwise" or "depthwise", or several of them.
+        eligible: The kinds of layer that share, where no groups are given: "dense", "pointwise", "depthwise" or "grouped", or
+            several of them.
         channel: With channel attention, the gate of KernelDNA's children, in front of every layer that changes. It starts at 0.5
             for every image, its last weights 0, and the mixes twice as large: the network starts as it would without gates, to
             rounding. Their parameters come on top of the share.
