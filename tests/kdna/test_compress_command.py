@@ -31,6 +31,11 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def fused(run, tmp_path_factory):
+    return kd.save(kd.fuse_(kd.load(run / "model")), tmp_path_factory.mktemp("fused"))
+
+
+@pytest.fixture(scope="module")
 def small(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "run"
     result = call(
@@ -139,12 +144,19 @@ def test_what_children_have_no_use_for(run, tmp_path, words, message):
         (["RUN", "--budget", "1.5"], "budget"),
         (["RUN", "--of", "flops"], "flops"),
         (["MODEL"], "holds no recipe, which says what images to use; pass --data"),
+        (["SMALL"], "is converted already (sharedbasis); compress the network as it was before"),
+        (["SMALL", "--method", "kerneldna"], "is converted already (method 'sharedbasis')"),
+        (["FUSED", "--data", "digits"], "is fused; compress it as it was before"),
+        (["FUSED", "--data", "digits", "--method", "kerneldna"], "is fused; plan on the network as it was"),
+        (["RUN", "--set", "optimizer.lrr=1"], "unknown key 'lrr'; did you mean 'lr'?"),
+        (["RUN", "--data", "no/such/photos"], "no data set at 'no/such/photos'"),
     ],
 )
-def test_what_it_cannot_do(run, tmp_path, words, message):
-    named = {"RUN": run, "MODEL": run / "model"}
+def test_what_it_cannot_do(run, fused, small, tmp_path, words, message):
+    named = {"RUN": run, "MODEL": run / "model", "SMALL": small[0], "FUSED": fused}
     words = [named.get(word, word) for word in words]
-    result = call("compress", *words, "--run", tmp_path / "new", "--images", 32, "--no-progress", code=1)
+    words += [] if "--method" in words else ["--images", 32]
+    result = call("compress", *words, "--run", tmp_path / "new", "--no-progress", code=1)
     assert message in result.output.replace("\n", " ")
     assert not (tmp_path / "new" / "compression.json").exists()
 
@@ -204,3 +216,18 @@ def test_a_stopped_measurement_goes_on(run, tmp_path, monkeypatch):
     assert whole < len(calls) - 3
     paths = [path / "compressed" / "model.safetensors" for path in (folder, tmp_path / "other")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_folder_of_a_training_is_not_written_into(run):
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    for more in ((), ("--resume",), ("--method", "kerneldna", "--budget", 0.8)):
+        result = call("compress", run, "--run", run, "--no-progress", *more, code=1)
+        assert "already holds a training; give another --run" in result.output.replace("\n", " ")
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_few_images_are_warned_of_in_one_line(run, tmp_path, caplog):
+    call("compress", run, "--run", tmp_path, "--images", 2, "--epochs", 0, "--no-progress")
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "condition number" in warned
+    assert "images or more" in warned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +12,7 @@ from kerneldna.compression.cache import Cache
 from kerneldna.compression.candidates import Candidate
 from kerneldna.compression.statistics import POSITIONS, Statistics, collect, frame_of
 
+log = logging.getLogger(__name__)
 AT_ONCE = 2 * 2**30  # bytes of covariances that are summed up in one pass
 
 
@@ -27,8 +28,7 @@ def in_passes(
         cache: Where what is measured is kept.
         progress: Show progress bars.
 
-    Warns:
-        UserWarning: If a layer is measured on fewer columns than needed, with the condition number of their covariance.
+    A layer that is measured on fewer columns than needed is warned of in the log, with the condition number of their covariance.
     """
     for pack in _packs(candidates):
         known = {each: _kept(model, each, cache) for each in pack}
@@ -84,10 +84,14 @@ def _warn_of_few(measured: Sequence[tuple[Candidate, Statistics]], images: int) 
     share, candidate, statistics = min(few, key=lambda each: each[0])
     values = torch.linalg.eigvalsh(statistics.covariances[0])
     condition = float(values[-1] / values[0].clamp_min(1e-16 * float(values[-1]) + 1e-300))
-    warnings.warn(
-        f"layer {candidate.layers[0]!r} was measured on {statistics.samples:,} columns of {images} images (at most {POSITIONS} an "
-        f"image), and {candidate.frame:,} are needed: the condition number of their covariance is {condition:.1e}, so the fit may "
-        f"suit these images alone. Give {int(images / share) + 1} images or more",
-        UserWarning,
-        stacklevel=4,
+    log.warning(
+        "layer %r was measured on %s columns of %d images (at most %d an image), and %s are needed: the condition number of their "
+        "covariance is %.1e, so the fit may suit these images alone. Give %d images or more",
+        candidate.layers[0],
+        f"{statistics.samples:,}",
+        images,
+        POSITIONS,
+        f"{candidate.frame:,}",
+        condition,
+        int(images / share) + 1,
     )

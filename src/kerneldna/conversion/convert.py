@@ -247,6 +247,8 @@ def _size_for(model: nn.Module, input_size: InputSize | None, example: Any) -> I
 
 
 def _check_unconverted(model: nn.Module) -> None:
+    if state_of(model).get("fused"):
+        raise ValueError(f"this {type(model).__name__} is fused; plan on the network as it was before")
     for name, module in model.named_modules():
         noted = state_of(module).get("plan")
         if noted or isinstance(module, Borrower):

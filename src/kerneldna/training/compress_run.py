@@ -29,6 +29,7 @@ from kerneldna.recipes.specs import DistillSpec, OptimizerSpec, Recipe, Schedule
 from kerneldna.training.compress_input import opened
 from kerneldna.training.compress_way import BASES, Asked, laid_out, made_smaller
 from kerneldna.training.evaluate import headline
+from kerneldna.training.run_folder import RunFolder
 from kerneldna.training.run_lock import run_lock
 from kerneldna.training.trainer import train
 
@@ -90,7 +91,7 @@ def compress_run(
         network.
 
     Raises:
-        FileExistsError: If the folder holds a compression and `resume` is false.
+        FileExistsError: If the folder holds a compression and `resume` is false, or another training.
         ValueError: If the network is no classifier, the budget is out of reach, images are missing, or their classes are not the
             network's; or the folder holds a compression to something else.
     """
@@ -98,10 +99,12 @@ def compress_run(
     folder = CompressFolder(run_dir)
     if folder.facts.exists():
         _check_goes_on(folder, asked, resume=resume)
+    elif RunFolder(run_dir).recipe_file.exists():
+        raise FileExistsError(f"'{folder.path}' already holds a training; give another run_dir=")
     else:
         with run_lock(folder.path):
             found = opened(network, data, weights)
-            _compress(found, folder, asked, epochs, progress=progress)
+            _compress(found, folder, asked, epochs, overrides, progress=progress)
     facts: dict[str, Any] = read_json(folder.facts)
     if epochs:
         recipe = load_recipe(folder.recipe, overrides=[f"schedule.epochs={epochs}", *overrides])
@@ -150,18 +153,20 @@ def _compress(
     folder: CompressFolder,
     asked: Asked,
     epochs: int,
+    overrides: Sequence[str],
     *,
     progress: bool,
 ) -> None:
     teacher, recipe, teacher_folder = found
+    trains_on = _recipe(recipe, folder, asked.method, teacher_folder or folder.teacher, max(epochs, 1))
+    write_text(folder.recipe, trains_on.to_yaml())
+    load_recipe(folder.recipe, overrides=overrides)  # what is wrong with them is said before the long work
     small = made_smaller(asked, teacher, recipe, cache=folder.measured, progress=progress)
     forms = {"original": teacher, "fitted": small.network}
     top1 = headline(forms, recipe.model_copy(update={"distill": None}), progress=progress).get("top1", {})
     if teacher_folder is None:
-        teacher_folder = checkpoint.save(teacher, folder.teacher)
+        checkpoint.save(teacher, folder.teacher)
     checkpoint.save(small.network, folder.compressed)
-    trains_on = _recipe(recipe, folder, asked.method, teacher_folder, max(epochs, 1))
-    write_text(folder.recipe, trains_on.to_yaml())
     if small.curve is not None:
         with atomic(folder.curve) as part:
             small.curve.savefig(part, format="png", dpi=144)
