@@ -41,6 +41,7 @@ def report(
     from kerneldna import checkpoint
     from kerneldna.progress import bar
     from kerneldna.report import summary
+    from kerneldna.report.against import held_against_original
     from kerneldna.report.page import detector_report
     from kerneldna.report.page import report as write
 
@@ -71,6 +72,15 @@ def report(
             found[index] = summary.answered(found[index], models[index], rows[name][0], progress=progress)
             if reason := found[index].unanswered:
                 say(f"No validation images of {name}: {reason}")
+    for index, name in enumerate(rows):
+        found[index] = held_against_original(
+            found[index],
+            models[index],
+            rows[name][0],
+            images=images,
+            rounds=rounds if time else None,
+            progress=progress,
+        )
     if cka:
         for index in bar(range(len(rows)), text="Comparing layers", on=progress):
             found[index] = replace(found[index], cka=summary.similarities(names, models, index))

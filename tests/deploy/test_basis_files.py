@@ -12,7 +12,7 @@ from torch import nn
 
 import kerneldna as kd
 from kerneldna.deploy.calibrate import gate_means
-from kerneldna.deploy.onnx_store import SMALLEST
+from kerneldna.deploy.onnx_store import SMALLEST, bytes_in_int8
 from kerneldna.deploy.shared_kernels import shared_kernels
 from kerneldna.methods.sharedbasis import Group, SharedBasis
 
@@ -130,6 +130,8 @@ def test_basis_and_mixes_stand_once(model, written, prefer, storage):
     assert sum(v.size for v in found.values()) == sum(p.numel() for p in model.parameters() if p.ndim > 1)
     large = [values for values in found.values() if values.size >= SMALLEST]
     assert {values.itemsize for values in large} == {BYTES[storage]}
+    if storage == "int8":
+        assert 0 < small.bytes - bytes_in_int8(model) < 60_000
     assert small.bytes < 60_000 + BYTES[storage] * sum(values.size for values in found.values())  # the graph
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_half_the_parameters_and_every_step_measured(run, small):
     assert said["parameters"] == {"original": before.parameters, "compressed": after.parameters}
     assert after.parameters <= 0.5 * before.parameters
     assert after.macs <= before.macs
-    assert set(said["top1"]) == {"original", "fitted", "distilled"}
+    assert set(said["top1"]) == {"original", "fitted", "refined", "distilled"}
     assert said["top1"]["distilled"] == pytest.approx(evaluate(folder)["top1"], abs=1e-6)
     assert said["top1"]["original"] == pytest.approx(evaluate(run)["top1"], abs=1e-6)
     facts = json.loads((folder / "compression.json").read_text())
@@ -77,7 +79,8 @@ def test_the_plan_alone_writes_nothing(run, tmp_path):
 
 
 def test_without_epochs_the_network_is_as_it_was_fitted(run, tmp_path):
-    said = last_line(call("compress", run, "--run", tmp_path, "--images", 64, "--epochs", 0, "--no-progress"))
+    words = ("--images", 64, "--epochs", 0, "--no-refine", "--no-progress")
+    said = last_line(call("compress", run, "--run", tmp_path, *words))
     assert set(said["top1"]) == {"original", "fitted"}
     assert kd.describe(kd.load(tmp_path / "compressed")).size.parameters == said["parameters"]["compressed"]
     assert not (tmp_path / "model").exists()
@@ -97,7 +100,7 @@ def test_children_of_kerneldna_start_as_copies_of_their_parents(run, tmp_path):
     assert sizes[1].parameters <= 0.8 * sizes[0].parameters
     assert kd.plan_of(trained).method == said["method"] == "kerneldna"
     assert said["top1"]["distilled"] == pytest.approx(evaluate(tmp_path)["top1"], abs=1e-6)
-    assert set(said["top1"]) == {"original", "fitted", "distilled"}
+    assert set(said["top1"]) == {"original", "copied", "distilled"}
     facts = json.loads((tmp_path / "compression.json").read_text())
     assert facts["families"]["layer4.1.conv2"] == ["layer4.1.conv1"]
     assert not (tmp_path / "curve.png").exists()
@@ -231,3 +234,47 @@ def test_few_images_are_warned_of_in_one_line(run, tmp_path, caplog):
     (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "condition number" in warned
     assert "images or more" in warned
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A function that writes a report of runs and returns its text and the data of its charts."""
+
+    def write(*words):
+        call("report", *words, "--out", tmp_path / "page.html", "--rounds", 1, "--no-cka", "--no-progress")
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+        section = re.search(r'<section id="compression".*?</section>', text, re.DOTALL)
+        return section[0] if section else "", json.loads(data)["runs"]
+
+    return write
+
+
+def test_its_report_holds_the_network_against_the_original(run, small, page):
+    folder, said = small
+    section, (shown,) = page(folder)
+    assert f"{100 * said['top1']['refined']:.2f} %" in section
+    assert '<th scope="row">Weights, int8</th>' in section
+    assert '<th scope="row">Time</th>' in section
+    assert "Same answers as before" in section
+    assert section.count("<figure") == 12
+    assert "Not held against" not in section
+    facts = json.loads((folder / "compression.json").read_text())
+    changed = [each for each in facts["sets"] if each["rank"]]
+    assert all(", ".join(each["layers"]) in section for each in changed)
+    assert len(shown["budgets"]["points"]) == len(facts["curve"])
+    assert shown["budgets"]["made"]["share"] == pytest.approx(
+        said["parameters"]["compressed"] / said["parameters"]["original"]
+    )
+    section, (plain,) = page(run)
+    assert not section
+    assert plain["budgets"] is None
+
+
+def test_the_report_stands_without_the_original(small, page, tmp_path):
+    moved = shutil.copytree(small[0], tmp_path / "moved")
+    recipe = (moved / "recipe.yaml").read_text()
+    (moved / "recipe.yaml").write_text(re.sub(r"teacher: .*", "teacher: no/such/run", recipe))
+    section, _ = page(moved)
+    assert "Not held against the network before: no folder &#x27;no/such/run&#x27;" in section
+    assert "Accuracy refined" in section

@@ -246,6 +246,7 @@ def test_heat_maps_tell_their_cells(show):
     assert tip(page) == ["CKA not comparable", "row: conv1", "column: layer1.0.conv2"]
     assert other.locator("rect.blank").count() == 13
     confusion = page.locator("#mistakes .matrix:visible svg.heat")
+    page.mouse.move(0, 0)  # or the picture under the pointer is left when the page scrolls to the next
     confusion.focus()
     for key in ("ArrowRight", "ArrowRight"):
         page.keyboard.press(key)

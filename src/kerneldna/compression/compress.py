@@ -119,6 +119,27 @@ def carried_out(
             surgery.replace_(small, name, layer)
     reparameterize.refuse_(small)
     set_state(small, plan=conversion.to_dict())
+    return refined_(measured, laid, small, refine=refine, progress=progress)
+
+
+@torch.no_grad()
+def refined_(
+    measured: Measured,
+    laid: CompressionPlan,
+    small: nn.Module,
+    *,
+    refine: bool | int = True,
+    progress: bool = True,
+) -> nn.Module:
+    """Refit a compressed network on what it sees itself, in place.
+
+    Args:
+        measured: The network and what was measured on it.
+        laid: What was changed.
+        small: The compressed network.
+        refine: As for `carried_out`.
+        progress: Show progress bars.
+    """
     for done in range(ROUNDS if refine is True else refine):
         refine_once_(measured, laid, small, bases=done > 0, progress=progress)
     return small

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from kerneldna.deploy.expand import drop_unused
 from kerneldna.deploy.shared_kernels import SharedKernel
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 SMALLEST = 1024  # elements; smaller weights stay as they are, rounding them saves nothing
+
+
+def bytes_in_int8(model: nn.Module) -> int:
+    """Return about how many bytes the weights of a file take where it stores them in int8, each shared kernel once.
+
+    The graph of the file comes on top: some ten kilobytes, or a hundred.
+
+    Args:
+        model: The network as it was trained; its norms are folded in the file.
+    """
+    return sum(
+        weight.numel() + 4 * len(weight)
+        if weight.ndim > 1 and weight.numel() >= SMALLEST
+        else 4 * weight.numel()
+        for weight in model.parameters()
+    )
 
 
 def float_arrays(graph: GraphProto) -> dict[str, Array]:

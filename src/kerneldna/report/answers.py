@@ -46,7 +46,7 @@ def answers_of(folder: RunFolder, network: nn.Module, *, progress: bool = False)
     device = surgery.device_of("auto")
     network.to(device)
     for images, numbered in bar(loader, text="Looking at mistakes", on=progress):
-        shares = _shares(network(images.to(device)).float().cpu(), count)
+        shares = shares_of(network(images.to(device)).float().cpu(), count)
         truth, index = numbered.unbind(1)
         best, answer = shares.max(1)
         confusion.index_put_((truth, answer), torch.ones_like(truth), accumulate=True)
@@ -63,14 +63,14 @@ def answers_of(folder: RunFolder, network: nn.Module, *, progress: bool = False)
                 truth=data.classes[truth],
                 answer=data.classes[answer],
                 share=share,
-                picture=_picture(data.val[index][0]),
+                picture=picture_of(data.val[index][0]),
             )
             for share, index, truth, answer in wrong
         ],
     )
 
 
-def _shares(logits: Tensor, classes: int) -> Tensor:
+def shares_of(logits: Tensor, classes: int) -> Tensor:
     """Return the probabilities of a batch's classes, `(B, classes)`."""
     if logits.shape[1] != classes:
         raise ValueError(
@@ -82,7 +82,7 @@ def _shares(logits: Tensor, classes: int) -> Tensor:
     return logits.softmax(1)
 
 
-def _picture(image: Image.Image) -> str:
+def picture_of(image: Image.Image) -> str:
     """Return a small JPEG of an image as base64."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))

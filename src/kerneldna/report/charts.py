@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kerneldna.report.compression import curve_data
 from kerneldna.report.mistakes import has_matrix
 from kerneldna.report.run_report import Curves, FinishedRun, RunReport
 from kerneldna.report.tables import COLOURS
@@ -56,6 +57,7 @@ def chart_data(runs: Sequence[RunReport]) -> dict[str, Any]:
                 "seedCurves": [_curves(curves) for curves in run.seed_curves],
                 "families": _families(run),
                 "confusion": _confusion(run),
+                "budgets": curve_data(run.compression),
                 "cka": [_similarity(matrix) for matrix in run.cka],
             }
             for index, run in enumerate(runs)

@@ -21,6 +21,7 @@ from typing import Any
 from kerneldna import files
 from kerneldna.figures.diagram import stage_svg
 from kerneldna.report.charts import chart_data, choice_data, embed, has_curves
+from kerneldna.report.compression import compressions
 from kerneldna.report.mistakes import mistakes
 from kerneldna.report.run_report import DetectorReport, FinishedRun, RunReport
 from kerneldna.report.tables import comparison, exported, facts, precisions
@@ -39,6 +40,7 @@ SCRIPTS = (
     "attention",
     "network",
     "mistakes",
+    "compression",
 )
 ROLES = {
     "parent": "parent",
@@ -68,8 +70,15 @@ def report(
         >>> report([run], "report.html", title="One run")  # doctest: +SKIP
     """
     _check_some(runs, path)
-    parts = [_comparison(runs), _facts(runs), _pareto(runs), _curves(runs), _mistakes(runs), _networks(runs)]
-    parts += [_attentions(runs), _similarities(runs), _files(runs)]
+    parts = [
+        _comparison(runs),
+        _compression(runs),
+        _facts(runs),
+        _pareto(runs),
+        _curves(runs),
+        _mistakes(runs),
+    ]
+    parts += [_networks(runs), _attentions(runs), _similarities(runs), _files(runs)]
     _write(parts, path, title=title, note=note, command=command, data=chart_data(runs))
 
 
@@ -145,6 +154,11 @@ def _curves(runs: Sequence[RunReport]) -> str:
 def _mistakes(runs: Sequence[RunReport]) -> str:
     html, how = mistakes(runs)
     return _section("mistakes", "Mistakes", html, how=how) if html else ""
+
+
+def _compression(runs: Sequence[RunReport]) -> str:
+    html, how = compressions(runs)
+    return _section("compression", "Compression", html, how=how) if html else ""
 
 
 def _networks(runs: Sequence[FinishedRun]) -> str:

@@ -6,14 +6,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kerneldna.reading.text import placed_in, read_json
-from kerneldna.reading.typed import typed
 from kerneldna.recipes.specs import AugmentSpec, ModelSpec, OptimizerSpec, Recipe, ScheduleSpec
-from kerneldna.training.compress_run import CompressFolder
+from kerneldna.report.compressed import compression_of
 from kerneldna.training.run_folder import RunFolder
-from kerneldna.units import count, duration, signed
-
-STEPS = {"original": "before", "fitted": "fitted", "distilled": "trained on"}
+from kerneldna.units import duration
 
 
 def facts_of(folders: Sequence[RunFolder]) -> dict[str, str]:
@@ -135,32 +131,8 @@ def _of_training(folders: Sequence[RunFolder]) -> dict[str, str]:
 
 
 def _of_compression(folder: RunFolder) -> dict[str, str]:
-    """Return what `kdna compress` notes of a run, {} for other runs."""
-    file = CompressFolder(folder.path).facts
-    if not file.is_file():
+    """Return what `kdna compress` was asked for, {} for other runs."""
+    found = compression_of(folder)
+    if found is None or found.budget is None:
         return {}
-    given = read_json(file)
-    with placed_in(file):
-        noted = typed(given, Mapping[str, Any])
-        budget, of = typed(noted.get("budget"), float | None, "budget"), noted.get("of", "parameters")
-        top1 = typed(noted.get("top1", {}), Mapping[str, float | None], "top1")
-        sizes = {
-            what: typed(noted.get(key, {}), Mapping[str, int], key)
-            for what, key in (("Parameters", "parameters"), ("Compute", "macs"))
-        }
-    found = {}
-    if budget is not None:
-        found["Compressed to"] = f"{100 * budget:g} % of the {'MACs' if of == 'macs' else of}"
-    for what, size in sizes.items():
-        if size.get("original") and "compressed" in size:
-            change = signed(100 * (size["compressed"] / size["original"] - 1), 0)
-            unit = " MAC" if what == "Compute" else ""
-            found[f"{what}, compressed"] = (
-                f"{count(size['original'])}{unit} → {count(size['compressed'])}{unit} ({change} %)"
-            )
-    known = [
-        f"{100 * value:.2f} % {STEPS.get(step, step)}" for step, value in top1.items() if value is not None
-    ]
-    if known:
-        found["Accuracy, compressed"] = " → ".join(known)
-    return found
+    return {"Compressed to": f"{100 * found.budget:g} % of the {'MACs' if found.of == 'macs' else found.of}"}

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kerneldna.compression.plan import Point, Set
+
 Curves = Mapping[str, Sequence[float | None]]
 
 
@@ -58,6 +60,64 @@ class Answers:
     def right(self) -> int:
         """How many of them rightly."""
         return sum(row[place] for place, row in enumerate(self.confusion))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedAnswer:
+    """An image that a compressed network answers otherwise than the network before.
+
+    Attributes:
+        name: Its file, or "val[17]".
+        truth: Its class.
+        before: The class that the network took it for before.
+        after: The class that it takes it for now.
+        moved: How much probability went to other classes, 0-1.
+        picture: A small JPEG of it, base64.
+    """
+
+    name: str
+    truth: str
+    before: str
+    after: str
+    moved: float
+    picture: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionReport:
+    """What a compression did to a network.
+
+    Attributes:
+        method: "sharedbasis" or "kerneldna".
+        budget: The share that was to be kept, 0-1; None where it is not noted.
+        of: What it is a share of: "parameters" or "macs".
+        sizes: "parameters", "macs", "stored_bytes", "int8_bytes" -> before and after.
+        top1: Accuracy by step, a fraction 0-1: "original", "fitted", "refined", "copied", "distilled".
+        damage: Predicted, of bases.
+        images: How many it was measured on.
+        sets: The sets of layers, changed or not.
+        curve: Of all budgets.
+        latency_ratio: Time relative to the network before, both measured in turn; None if not timed.
+        latency_spread: Quartiles of that ratio.
+        agreement: Share of the validation images, 0-1, that it answers as the network before; None where that was not looked at.
+        changed: The images whose answers moved most, the most first.
+        uncompared: Why it was not held against the network before, where that was tried.
+    """
+
+    method: str = "sharedbasis"
+    budget: float | None = None
+    of: str = "parameters"
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    top1: Mapping[str, float] = field(default_factory=dict)
+    damage: float | None = None
+    images: int | None = None
+    sets: Sequence[Set] = ()
+    curve: Sequence[Point] = ()
+    latency_ratio: float | None = None
+    latency_spread: tuple[float, float] | None = None
+    agreement: float | None = None
+    changed: Sequence[ChangedAnswer] = ()
+    uncompared: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +183,7 @@ class RunReport(FinishedRun):
         answers: What it answers for each validation image; None where that was not looked at.
         unanswered: Why not, where it was tried.
         files: Label -> bytes of further files made from this run (fused, ONNX).
+        compression: What `kdna compress` did, where the run is one.
 
     Raises:
         ValueError: If `top1` is not a fraction or not the mean of its seeds, a curve has another length than its
@@ -141,6 +202,7 @@ class RunReport(FinishedRun):
     cka: Sequence[Mapping[str, Any]] = ()
     answers: Answers | None = None
     unanswered: str = ""
+    compression: CompressionReport | None = None
 
     def __post_init__(self) -> None:
         for value in (self.top1, *self.top1_seeds):

@@ -26,6 +26,7 @@ from kerneldna.deploy.runtime import is_compiled
 from kerneldna.network import surgery
 from kerneldna.registry import tasks
 from kerneldna.report.answers import answers_of
+from kerneldna.report.compressed import compression_of
 from kerneldna.report.run_facts import facts_of
 from kerneldna.report.run_report import Curves, DetectorReport, RunReport
 from kerneldna.training.run_folder import RunFolder
@@ -106,6 +107,7 @@ def summarize(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> RunR
         },
         facts=facts_of(folders),
         files=exported_files(folders[0]),
+        compression=compression_of(folders[0]),
     )
 
 

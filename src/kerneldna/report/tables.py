@@ -17,14 +17,14 @@ from kerneldna.units import count, rate, signed, size
 COLOURS = 20
 
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
     """One cell: HTML, and the number to sort by; None is a number that is not known."""
 
     html: str
     value: float | None
 
 
-_Write = Callable[[Any, Any], _Cell]  # of a run, and the first run or None
+_Write = Callable[[Any, Any], Cell]  # of a run, and the first run or None
 
 
 class _Column(NamedTuple):
@@ -63,7 +63,7 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
         [_name(index, run), *(column.cell(run, first if index else None) for column in columns)]
         for index, run in enumerate(runs)
     ]
-    return _table(["Run", *(column.head for column in columns)], rows), " ".join(how)
+    return plain_table(["Run", *(column.head for column in columns)], rows), " ".join(how)
 
 
 def precisions(runs: Sequence[DetectorReport]) -> tuple[str, str]:
@@ -88,7 +88,7 @@ def precisions(runs: Sequence[DetectorReport]) -> tuple[str, str]:
         how.append(
             f"Small print compares with {first.name}; green where the 95 % interval over seeds is above zero."
         )
-    return _table(["Run", *figures.values(), *(column.head for column in _SIZES)], rows), " ".join(how)
+    return plain_table(["Run", *figures.values(), *(column.head for column in _SIZES)], rows), " ".join(how)
 
 
 def facts(runs: Sequence[FinishedRun]) -> str:
@@ -107,10 +107,10 @@ def facts(runs: Sequence[FinishedRun]) -> str:
         html = f'<div class="card">{head}<dl class="facts">{pairs}</dl></div>'
     if differing:
         rows = [
-            [_name(index, run), *(_Cell(escape(values[label][index] or "–"), None) for label in differing)]
+            [_name(index, run), *(Cell(escape(values[label][index] or "–"), None) for label in differing)]
             for index, run in enumerate(runs)
         ]
-        html += _table(["Run", *map(escape, differing)], rows)
+        html += plain_table(["Run", *map(escape, differing)], rows)
     return html
 
 
@@ -124,14 +124,14 @@ def by_class(answers: Answers, *, most: int) -> str:
     counted = [(row[place] / sum(row), place, row) for place, row in enumerate(answers.confusion) if sum(row)]
     rows = [
         [
-            _Cell(escape(answers.classes[place]), None),
-            _Cell(f"{100 * share:.1f} %", share),
-            _Cell(f"{sum(row):,}", sum(row)),
-            _Cell(_most_taken_for(answers.classes, place, row), None),
+            Cell(escape(answers.classes[place]), None),
+            Cell(f"{100 * share:.1f} %", share),
+            Cell(f"{sum(row):,}", sum(row)),
+            Cell(_most_taken_for(answers.classes, place, row), None),
         ]
         for share, place, row in sorted(counted)[:most]
     ]
-    return _table(["Class", "Accuracy", "Images", "Most taken for"], rows)
+    return plain_table(["Class", "Accuracy", "Images", "Most taken for"], rows)
 
 
 def _most_taken_for(classes: Sequence[str], own: int, row: Sequence[int]) -> str:
@@ -144,8 +144,8 @@ def exported(runs: Sequence[FinishedRun]) -> tuple[str, str]:
     rows = [
         [
             _name(index, run),
-            _Cell(escape(label), None),
-            _Cell(size(number) + _change(number, run.stored_bytes), number),
+            Cell(escape(label), None),
+            Cell(size(number) + change(number, run.stored_bytes), number),
         ]
         for index, run in enumerate(runs)
         for label, number in run.files.items()
@@ -156,16 +156,16 @@ def exported(runs: Sequence[FinishedRun]) -> tuple[str, str]:
         "Small print compares with the checkpoint of the same run. Fusing writes out the kernel of every child, "
         "so that file is larger."
     )
-    return _table(["Run", "File", "Size"], rows), how
+    return plain_table(["Run", "File", "Size"], rows), how
 
 
 _PARTS = {"": "AP", "50": "AP50", "75": "AP75", "s": "AP small", "m": "AP medium", "l": "AP large"}
 
 
-def _precision(run: DetectorReport, first: DetectorReport | None, figure: str) -> _Cell:
+def _precision(run: DetectorReport, first: DetectorReport | None, figure: str) -> Cell:
     values = run.precision.get(figure, ())
     if not values:
-        return _Cell("–", None)
+        return Cell("–", None)
     mean = statistics.fmean(values)
     text = f"{100 * mean:.1f}"
     if len(values) > 1:
@@ -174,14 +174,14 @@ def _precision(run: DetectorReport, first: DetectorReport | None, figure: str) -
         text += "<small>one seed</small>"
     theirs = first.precision.get(figure, ()) if first else ()
     if theirs:
-        text += _points(mean - statistics.fmean(theirs), of_difference(values, theirs))
-    return _Cell(text, mean)
+        text += points(mean - statistics.fmean(theirs), of_difference(values, theirs))
+    return Cell(text, mean)
 
 
 def _counted(field: str, write: Callable[[float], str]) -> _Write:
-    def cell(run: FinishedRun, first: FinishedRun | None) -> _Cell:
+    def cell(run: FinishedRun, first: FinishedRun | None) -> Cell:
         value = getattr(run, field)
-        return _Cell(write(value) + (_change(value, getattr(first, field)) if first else ""), value)
+        return Cell(write(value) + (change(value, getattr(first, field)) if first else ""), value)
 
     return cell
 
@@ -193,7 +193,7 @@ _SIZES = (
 )
 
 
-def _accuracy(run: RunReport, first: RunReport | None) -> _Cell:
+def _accuracy(run: RunReport, first: RunReport | None) -> Cell:
     text = f"{100 * run.top1:.2f} %"
     if run.deviation is not None:
         text += f"<small>± {100 * run.deviation:.2f}, {len(run.top1_seeds)} seeds</small>"
@@ -202,8 +202,8 @@ def _accuracy(run: RunReport, first: RunReport | None) -> _Cell:
     else:
         text += "<small>one seed</small>"
     if first:
-        text += _points(run.top1 - first.top1, _seeds_differ(run, first))
-    return _Cell(text, run.top1)
+        text += points(run.top1 - first.top1, _seeds_differ(run, first))
+    return Cell(text, run.top1)
 
 
 def _share(run: RunReport) -> tuple[float, float] | None:
@@ -215,31 +215,32 @@ def _seeds_differ(run: RunReport, first: RunReport) -> tuple[float, float] | Non
     return of_difference(run.top1_seeds, first.top1_seeds)
 
 
-def _time(run: RunReport, first: RunReport | None) -> _Cell:
+def _time(run: RunReport, first: RunReport | None) -> Cell:
     if first is None:
-        return _Cell("1.00×<small>reference</small>", 1.0)
+        return Cell("1.00×<small>reference</small>", 1.0)
     if run.latency_ratio is None:
-        return _Cell("–", None)
+        return Cell("–", None)
     spread = run.latency_spread
     below = f"<small>{spread[0]:.2f}–{spread[1]:.2f}</small>" if spread else ""
-    return _Cell(f"{run.latency_ratio:.2f}×{below}", run.latency_ratio)
+    return Cell(f"{run.latency_ratio:.2f}×{below}", run.latency_ratio)
 
 
-def _throughput(run: RunReport, first: RunReport | None) -> _Cell:
+def _throughput(run: RunReport, first: RunReport | None) -> Cell:
     value, reference = run.images_per_second, first and first.images_per_second
     if value is None:
-        return _Cell("–", None)
+        return Cell("–", None)
     # not coloured: its spread is not known
-    note = _change(value, reference, good=0) if reference else ""
-    return _Cell(rate(value) + note, value)
+    note = change(value, reference, good=0) if reference else ""
+    return Cell(rate(value) + note, value)
 
 
-def _name(index: int, run: FinishedRun) -> _Cell:
+def _name(index: int, run: FinishedRun) -> Cell:
     breakable = escape(run.name).replace("_", "_<wbr>")
-    return _Cell(f'<span class="dot run-{index % COLOURS}"></span>{breakable}', None)
+    return Cell(f'<span class="dot run-{index % COLOURS}"></span>{breakable}', None)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
+def plain_table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Return a table as HTML, in a card that scrolls; the heads are HTML too."""
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "".join(f"<tr>{_row(cells)}</tr>" for cells in rows)
     return (
@@ -248,7 +249,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:
     )
 
 
-def _row(cells: Sequence[_Cell]) -> str:
+def _row(cells: Sequence[Cell]) -> str:
     name, *others = cells
     values = [
         f"<td>{html}</td>" if value is None else f'<td data-value="{value}">{html}</td>'
@@ -257,7 +258,8 @@ def _row(cells: Sequence[_Cell]) -> str:
     return f'<th scope="row">{name.html}</th>{"".join(values)}'
 
 
-def _change(value: float, reference: float, *, good: int = -1) -> str:
+def change(value: float, reference: float, *, good: int = -1) -> str:
+    """Return in small print, as HTML, how much larger or smaller a value is; green where it goes the way of `good`, -1 down."""
     if not reference:
         return ""
     if value >= 10 * reference:
@@ -269,7 +271,8 @@ def _change(value: float, reference: float, *, good: int = -1) -> str:
     return f"<small{mark}>{signed(percent, 0 if abs(percent) >= 1 else 1)} %</small>"
 
 
-def _points(difference: float, interval: tuple[float, float] | None) -> str:
+def points(difference: float, interval: tuple[float, float] | None) -> str:
+    """Return in small print, as HTML, a difference of shares 0-1, with its interval; green where all of that is above zero."""
     points = round(100 * difference, 2)
     mark = ' class="good"' if interval and interval[0] > 0 else ""
     text = f"<small{mark}>{signed(points, 2)} points</small>" if points else "<small>same</small>"

@@ -87,8 +87,8 @@ def compress_run(
         progress: Show progress bars, and print the plan.
 
     Returns:
-        What compression.json says: sizes, of bases the damage predicted, and `top1` of the original, the fitted and the trained
-        network.
+        What compression.json says: sizes, of bases the damage predicted, and `top1` of the network at each step: original, fitted,
+        refined (or copied), distilled.
 
     Raises:
         FileExistsError: If the folder holds a compression and `resume` is false, or another training.
@@ -162,7 +162,7 @@ def _compress(
     write_text(folder.recipe, trains_on.to_yaml())
     load_recipe(folder.recipe, overrides=overrides)  # what is wrong with them is said before the long work
     small = made_smaller(asked, teacher, recipe, cache=folder.measured, progress=progress)
-    forms = {"original": teacher, "fitted": small.network}
+    forms = {"original": teacher, **small.steps}
     top1 = headline(forms, recipe.model_copy(update={"distill": None}), progress=progress).get("top1", {})
     if teacher_folder is None:
         checkpoint.save(teacher, folder.teacher)

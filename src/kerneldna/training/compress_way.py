@@ -6,7 +6,6 @@ trained on.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from kerneldna.compression.compress import carried_out
+from kerneldna.compression.compress import carried_out, refined_
 from kerneldna.compression.measure import IMAGES, Measured, measure
 from kerneldna.compression.plan import CompressionPlan, check_budget, planned
 from kerneldna.conversion.convert import carry_out_, classes_of, describe, plan
 from kerneldna.conversion.plan import Plan, Size
 from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import calibration_loader
+from kerneldna.deploy.onnx_store import bytes_in_int8
 from kerneldna.figures.compression_curve import compression_curve
+from kerneldna.network import surgery
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import methods, suggest
 from kerneldna.training.evaluate import labelled_for
@@ -80,11 +81,13 @@ class Smaller:
 
     Attributes:
         network: It, in eval mode.
+        steps: The networks on the way to it and it itself, by what was done: "copied", or "fitted" and "refined".
         facts: The plan, sizes and the curve of all budgets, as JSON takes them.
         curve: That curve drawn; children have none.
     """
 
     network: nn.Module
+    steps: Mapping[str, nn.Module]
     facts: Mapping[str, Any]
     curve: Figure | None = None
 
@@ -121,21 +124,28 @@ def made_smaller(
     if asked.method == CHILDREN:
         children = _children(asked, network)
         _say(children, progress=progress)
-        small = copy.deepcopy(network)
+        small = surgery.copied(network)
         carry_out_(small, children)
         found = {
             "families": {each.parent: list(each.children) for each in children.families},
             "skipped": [asdict(skip) for skip in children.skipped],
         }
-        return Smaller(small.eval(), {**_facts(asked, children.before, children.after), **found})
+        small.eval()
+        facts = _facts(asked, (network, small), (children.before, children.after))
+        return Smaller(small, {"copied": small}, {**facts, **found})
     measured = _measured(asked, network, recipe, cache=cache, progress=progress)
     laid = planned(measured, budget=asked.budget, of=asked.of)
     _say(laid, progress=progress)
-    small = carried_out(measured, laid, refine=asked.refine is not False, progress=progress)
+    small = carried_out(measured, laid, refine=False, progress=progress)
+    steps = {"fitted": small}
+    if asked.refine is not False and laid.groups:
+        small = refined_(measured, laid, surgery.copied(small), progress=progress)
+        steps["refined"] = small
     plain = asdict(laid)
     found = {key: plain[key] for key in ("damage", "images", "sets", "curve", "skipped")}
-    sizes = [describe(each, input_size=measured.input_size).size for each in (network, small)]
-    return Smaller(small, {**_facts(asked, *sizes), **found}, _drawn(laid))
+    before, after = (describe(each, input_size=measured.input_size).size for each in (network, small))
+    facts = _facts(asked, (network, small), (before, after))
+    return Smaller(small, steps, {**facts, **found}, _drawn(laid))
 
 
 def _say(laid: CompressionPlan | Plan, *, progress: bool) -> None:
@@ -156,13 +166,16 @@ def _measured(
     return measure(network, loader, limit=images, progress=progress, cache=cache)
 
 
-def _facts(asked: Asked, before: Size, after: Size) -> dict[str, Any]:
+def _facts(asked: Asked, networks: tuple[nn.Module, nn.Module], sizes: tuple[Size, Size]) -> dict[str, Any]:
     """Return what was asked for, and the sizes before and after."""
-    sizes = {
-        figure: {"original": getattr(before, figure), "compressed": getattr(after, figure)}
-        for figure in ("parameters", "macs", "stored_bytes")
+    found = {
+        figure: [getattr(size, figure) for size in sizes] for figure in ("parameters", "macs", "stored_bytes")
     }
-    return {"method": asked.method, "budget": asked.budget, "of": asked.of, **sizes}
+    found["int8_bytes"] = [bytes_in_int8(network) for network in networks]
+    named = {
+        figure: dict(zip(("original", "compressed"), both, strict=True)) for figure, both in found.items()
+    }
+    return {"method": asked.method, "budget": asked.budget, "of": asked.of, **named}
 
 
 def _drawn(laid: CompressionPlan) -> Figure:
