@@ -163,6 +163,7 @@ def _answer(changed: ChangedAnswer) -> str:
     picture = f"data:image/jpeg;base64,{changed.picture}"
     return (
         f'<figure title="{escape(changed.name)}"><img alt="{escape(changed.name)}" src="{escape(picture)}">'
-        f"<figcaption>{escape(said)}<small>{100 * changed.moved:.0f} % moved, is {escape(changed.truth)}</small></figcaption>"
+        f"<figcaption>{escape(said)}"
+        f"<small>is {escape(changed.truth)}</small><small>{100 * changed.moved:.0f} % moved</small></figcaption>"
         "</figure>"
     )
