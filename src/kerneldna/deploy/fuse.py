@@ -20,12 +20,12 @@ from kerneldna.deploy import fold
 from kerneldna.deploy.agreement import is_rounding, outputs
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
+from kerneldna.deploy.settle import computing, settle_
 from kerneldna.deploy.settled import MODES, chosen_ways, settled_mode, settled_way
 from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
-from kerneldna.network.computed import layers_with, settled
 from kerneldna.network.replaceable import why_irreplaceable
 from kerneldna.registry import suggest
 
@@ -57,7 +57,7 @@ def fuse_(
     into the kernel: a plain convolution; outputs change slightly, so measure the accuracy. A convolutional network then holds no
     class of this library, except, in accuracy mode, the gates of `KernelDNA(gate="stage")`. Plain networks and the other methods
     are folded as far as they have pairs of convolution and BatchNorm. Weights that layers compute anew at every call
-    (parametrizations, weight_norm, spectral_norm, pruning) are written out.
+    (parametrizations, weight_norm, spectral_norm, pruning, weight standardisation) are written out.
 
     Args:
         model: A network in eval mode; of a detector, its backbone is fused.
@@ -91,8 +91,8 @@ def fuse_(
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
     channels, height, width = x.shape[1:]
     size = (channels, height, width)
-    computing = layers_with(model)
-    changes = bool(_stand_ins(model) or computing)
+    written = computing(model)
+    changes = bool(_stand_ins(model) or written)
     # children become convolutions first: their pairs are found after that
     pairs = () if changes else fold.find_pairs(model, size)
     if not changes and not pairs:
@@ -109,7 +109,7 @@ def fuse_(
                 calibration.recalibrate_norms_(model, calibrate, progress=progress)
             expected = outputs(model, x)
     split = noted_ways.get("split", ())
-    replaced = {**_materialise_(model, means, split), **_settle_(model, computing)}
+    replaced = {**_materialise_(model, means, split), **settle_(model, written)}
     try:
         pairs = fold.find_pairs(model, size) if changes else pairs
     except ValueError:
@@ -119,7 +119,7 @@ def fuse_(
     difference = surgery.relative_difference(expected, outputs(model, x))
     if not difference <= TOLERANCE:  # also when it is not a number
         _put_back_(model, replaced, {})
-        fuse = partial(_fuse_as_, pairs, split, computing)
+        fuse = partial(_fuse_as_, pairs, split, written)
         if not is_rounding(model, x, expected, difference, tolerance=TOLERANCE, means=means, fuse=fuse):
             _put_back_(model, {}, statistics)
             raise RuntimeError(
@@ -128,19 +128,19 @@ def fuse_(
             )
         fuse(model, means)
     noted: dict[str, Any] = {"mode": mode, "difference": difference, **noted_ways}
-    if computing:
-        noted["computed"] = list(computing)
+    if written:
+        noted["computed"] = list(written)
     if means is not None:
         noted["moved"] = surgery.relative_difference(before, expected)
     _leave_no_trace_(model, pairs)
     set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
     fused = surgery.parameters_of(model)
-    written = f", shared kernels written out ({trained:,} -> {fused:,} parameters)" if fused > trained else ""
+    grown = f", shared kernels written out ({trained:,} -> {fused:,} parameters)" if fused > trained else ""
     log.info(
         "fused in %s mode, %d norms folded%s; largest relative output difference %.1e",
         mode,
         len(pairs),
-        written,
+        grown,
         difference,
     )
     return whole
@@ -150,8 +150,7 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
     zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
     _materialise_(model, zeros if noted["mode"] == "throughput" else None, noted.get("split", ()))
-    # a parent may have been given a parametrization after the conversion
-    _settle_(model, set(layers_with(model)).intersection(noted.get("computed", ())))
+    settle_(model, noted.get("computed", ()))
     pairs = [Pair(conv, norm) for conv, norm in noted.get("folded", ())]
     _fold_(model, pairs)
     _leave_no_trace_(model, pairs)
@@ -250,23 +249,15 @@ def _materialise_(
     return replaced
 
 
-def _settle_(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """Write out what layers compute anew at every call; return the replaced layers by name."""
-    replaced = {name: surgery.get(model, name) for name in names}
-    for name, layer in replaced.items():
-        surgery.replace_(model, name, settled(layer))
-    return replaced
-
-
 def _fuse_as_(
     pairs: Sequence[Pair],
     split: Collection[str],
-    computing: Iterable[str],
+    written: Iterable[str],
     model: nn.Module,
     means: Mapping[str, Tensor] | None,
 ) -> None:
     _materialise_(model, means, split)
-    _settle_(model, computing)
+    settle_(model, written)
     _fold_(model, pairs)
 
 

@@ -84,10 +84,11 @@ class Store:
             base = source
             if matrices:
                 base = self.mix(name, source, matrices, values.shape, turned=turned, adds=kernel.adds)
+            shift = [_turned(part.cpu().numpy(), turned) for part in kernel.shifts.get(user, ())]
             if quantized:
-                self.derive_int8(name, base, own, dimensions=values.ndim)
+                self.derive_int8(name, base, own, shift, dimensions=values.ndim)
             else:
-                self.derive(name, base, own)
+                self.derive(name, base, own, shift)
 
     def add(self, name: str, values: Array, *, axis: int) -> str:
         """Store `values` as `storage` says, output channels along `axis`; return the name of the float32 tensor."""
@@ -132,9 +133,21 @@ class Store:
             product = self._reshaped(product, (len(matrices[0]), *shape[1:]), f"{name}.mixed")
         return self._node("Add", [source, product], f"{name}.mix") if adds else product
 
-    def derive(self, name: str, source: str, factors: list[Array]) -> None:
-        """Let the initializer `name` be `source` times `factors`."""
+    def derive(self, name: str, source: str, factors: list[Array], shift: list[Array]) -> None:
+        """Let the initializer `name` be `source` times `factors`, and the product of `shift` added to it."""
         self.gone.add(name)
+        if shift:
+            scaled = f"{name}.scaled"
+            self.derive(scaled, source, factors, [])
+            self._node("Add", [scaled, self._multiplied(f"{name}.shift", shift)], name)
+            return
+        if not factors:
+            self._node("Identity", [source], name)
+            return
+        self._node("Mul", [source, self._multiplied(name, factors)], name)
+
+    def _multiplied(self, name: str, factors: list[Array]) -> str:
+        """Return the name of the product of `factors`."""
         by_shape: dict[tuple[int, ...], Array] = {}
         for factor in factors:
             by_shape[factor.shape] = by_shape.get(factor.shape, np.ones(1)) * factor
@@ -143,35 +156,34 @@ class Store:
         names = [
             self._constant(f"{name}.factor{i}", values.astype(np.float32)) for i, values in enumerate(steps)
         ]
-        product = None
-        for i, factor in enumerate(names):
-            product = (
-                factor if product is None else self._node("Mul", [product, factor], f"{name}.product{i}")
-            )
-        if product is None:
-            self._node("Identity", [source], name)
-        else:
-            self._node("Mul", [source, product], name)
+        product = names[0]
+        for i, factor in enumerate(names[1:], start=1):
+            product = self._node("Mul", [product, factor], f"{name}.product{i}")
+        return product
 
-    def derive_int8(self, name: str, source: str, factors: list[Array], *, dimensions: int) -> None:
-        """Let the quantized initializer of `name` be `source` times `factors`, on the scale it was quantized with.
+    def derive_int8(
+        self, name: str, source: str, factors: list[Array], shift: list[Array], *, dimensions: int
+    ) -> None:
+        """Let the quantized initializer of `name` be what `derive` makes, on the scale it was quantized with.
 
         Args:
             name: The initializer.
             source: A kernel.
             factors: Each of the kernel's dimensions.
+            shift: The same.
             dimensions: How many those are; a parent without a norm behind it has no factors.
         """
         from onnx import numpy_helper
 
         scale = next((t for t in self.graph.initializer if t.name == f"{name}_scale"), None)
         if scale is None:  # its layer was left in float
-            self.derive(name, source, factors)
+            self.derive(name, source, factors, shift)
             return
         inverse = 1 / numpy_helper.to_array(scale).astype(np.float64)
         shape = [1] * dimensions
         shape[self._axis(f"{name}_quantized")] = inverse.size
-        self.derive(f"{name}.steps", source, [*factors, inverse.reshape(shape)])
+        steps = inverse.reshape(shape)
+        self.derive(f"{name}.steps", source, [*factors, steps], [*shift, steps] if shift else [])
         rounded = self._node("Round", [f"{name}.steps"], f"{name}.rounded")
         bounds = [
             self._constant(f"{name}.{which}", np.array(value, np.float32))

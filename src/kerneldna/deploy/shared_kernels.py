@@ -1,6 +1,7 @@
 """Which kernels of a fused network are one kernel times small factors: what lets a file store each parent's kernel once.
 
     fused.weight = mixed(kernel) * factor * factor ...        factors: spatial, filter, BatchNorm's scale, the gate's mean
+                                                   + shift    of a kernel that is standardised: two numbers for each filter
 
 `mixed` is the kernel itself, or a mix of its filters (`kerneldna.layers.modulation.mixed`). A basis is shared likewise: a layer
 that runs as two convolves with the basis itself, and one that runs as one with a mix of it alone.
@@ -22,6 +23,7 @@ from kerneldna.deploy import fold
 from kerneldna.layers.basis import Mixed
 from kerneldna.layers.child import Child
 from kerneldna.layers.plain import layer_inside
+from kerneldna.layers.standardised import STANDARDISED, affine_of
 from kerneldna.network import surgery
 
 
@@ -34,6 +36,7 @@ class SharedKernel:
         kernel: As it was trained, `(C_out, C_in/groups, k, k)` or `(C_out, C_in)`; of a basis the first dimension is its rank.
         users: Name of a weight in the fused network's `state_dict` -> the factors, each of the kernel's dimensions, in float64.
         mixes: Name of such a weight -> the matrices that mix the kernel's filters before, in float64.
+        shifts: Name of such a weight -> tensors whose product is added behind the factors, in their form.
         adds: Whether what is mixed is added to the kernel, as a child's is. Of a basis it is all, and a weight without a mix is the
             basis, times its factors.
     """
@@ -43,22 +46,22 @@ class SharedKernel:
     users: Mapping[str, tuple[Tensor, ...]]
     mixes: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     adds: bool = True
+    shifts: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 def under(prefix: str, kernel: SharedKernel) -> SharedKernel:
     """Return `kernel` under its names in a larger model, in which the network is the module `prefix`."""
-    users, mixes = (
-        {f"{prefix}.{name}": parts for name, parts in given.items()} for given in (kernel.users, kernel.mixes)
+    users, mixes, shifts = (
+        {f"{prefix}.{name}": parts for name, parts in given.items()}
+        for given in (kernel.users, kernel.mixes, kernel.shifts)
     )
-    return replace(kernel, name=f"{prefix}.{kernel.name}", users=users, mixes=mixes)
+    return replace(kernel, name=f"{prefix}.{kernel.name}", users=users, mixes=mixes, shifts=shifts)
 
 
 def shared_kernels(
     model: nn.Module, fused: nn.Module, means: Mapping[str, Tensor] | None = None
 ) -> tuple[SharedKernel, ...]:
     """Return the kernels that `fused` has several copies of, where factors are smaller than a copy.
-
-    A kernel that a child standardises is no product of its parent's and factors: the file has it as its own.
 
     Args:
         model: The network as it was trained.
@@ -71,26 +74,28 @@ def shared_kernels(
     for family in plan.families if plan else ():
         parent: Any = surgery.get(model, family.parent)
         kernel: Tensor = parent.weight.detach()
-        users, mixes = {}, {}
-        layers: dict[str, Any] = {name: surgery.get(model, name) for name in family.children}
-        derived = [name for name, child in layers.items() if not isinstance(child, Child) or child.product]
-        for name in (family.parent, *derived) if derived else ():
-            layer = layers.get(name, parent)
-            inner = _inner(fused, name)
+        users, mixes, shifts = {}, {}, {}
+        for name in (family.parent, *family.children):
+            layer, inner = surgery.get(model, name), _inner(fused, name)
             own: list[Tensor] = []
             mixing: list[Tensor] = []
+            shift: list[Tensor] = []
             if isinstance(layer, Child):
-                own, mixing = layer.factors((means or {}).get(f"{name}.gate")), layer.mixing()
+                mean = (means or {}).get(f"{name}.gate")
+                own, mixing, shift = layer.factors(mean), layer.mixing(), layer.shift(mean)
+            elif type(layer) is not type(surgery.get(fused, inner)) and isinstance(layer, STANDARDISED):
+                own, shift = ([part] for part in affine_of(layer, kernel.double()))
             if inner in norms:
-                scale = fold.scale_of(surgery.get(model, norms[inner]))
-                own.append(scale.view(-1, *(1,) * (kernel.ndim - 1)))
+                scale = fold.scale_of(surgery.get(model, norms[inner])).view(-1, *(1,) * (kernel.ndim - 1))
+                own.append(scale)
+                shift += [scale] if shift else []
             if (
-                sum(part.numel() for part in (*own, *mixing)) < kernel.numel()
+                sum(part.numel() for part in (*own, *mixing, *shift)) < kernel.numel()
             ):  # else its own kernel is the smaller thing to store
                 users[f"{inner}.weight"] = tuple(own)
                 mixes |= {f"{inner}.weight": tuple(mixing)} if mixing else {}
-        if derived:
-            found.append(SharedKernel(family.parent, kernel, users, mixes))
+                shifts |= {f"{inner}.weight": tuple(shift)} if shift else {}
+        found.append(SharedKernel(family.parent, kernel, users, mixes, shifts=shifts))
     return (*found, *_bases(model, fused, norms, means or {}))
 
 

@@ -46,7 +46,6 @@ class Child(Borrower, StandIn, Generic[Layer]):
 
     _part: ClassVar[str]  # the name of the plain layer in what a gated child is fused to
     kept: ClassVar[tuple[str, ...]] = ("bias",)  # parameters that are those of the layer it stands in for
-    product: ClassVar[bool] = True  # whether its kernel is the parent's, mixed, times `factors`
     _parent: nn.Conv2d | nn.Linear
     spatial: nn.Parameter | None
     filter: nn.Parameter | None
@@ -128,7 +127,9 @@ class Child(Borrower, StandIn, Generic[Layer]):
         return parent.weight
 
     def factors(self, mean: Tensor | None = None) -> list[Tensor]:
-        """Return small tensors whose product with the parent's mixed kernel is the fused one: float64, of the kernel's dimensions.
+        """Return small tensors whose product with the parent's mixed kernel, and `shift`, is the fused one.
+
+        They are float64, of the kernel's dimensions.
 
         Args:
             mean: The mean of the gate, one value an input channel, if it is to be folded in.
@@ -138,6 +139,14 @@ class Child(Borrower, StandIn, Generic[Layer]):
         if mean is not None:
             found.append(seen_through(mean.to(kernel.device), kernel.shape, getattr(self, "groups", 1)))
         return found
+
+    def shift(self, mean: Tensor | None = None) -> list[Tensor]:
+        """Return small tensors whose product is added to that of the kernel and `factors`, in the same form; none where nothing is.
+
+        Args:
+            mean: As for `factors`.
+        """
+        return []
 
     def mixing(self) -> list[Tensor]:
         """Return the matrices that mix the parent's kernel (`kerneldna.layers.modulation.mixed`): float64, none without a mix."""
@@ -167,7 +176,9 @@ class Child(Borrower, StandIn, Generic[Layer]):
 
     def _scaled(self, mean: Tensor | None) -> Tensor:
         kernel = self._kernel.detach()
-        return prod(self.factors(mean), start=mixed(kernel.double(), self.mixing())).to(kernel.dtype)
+        made = prod(self.factors(mean), start=mixed(kernel.double(), self.mixing()))
+        added = self.shift(mean)
+        return (made + prod(added[1:], start=added[0]) if added else made).to(kernel.dtype)
 
     def _gated(self, x: Tensor) -> Tensor:
         return gated(x, self.gate, f"child {self.name!r}", "KernelDNA(norm='none')")

@@ -2,9 +2,10 @@
 
     weight = gain * scale * (w - mean(w)) / sqrt(var(w) + eps)        w = parent.weight * (1 + spatial) * (1 + filter)
 
-Mean and variance are those of each filter. timm's StdConv2d (arXiv 1903.10520; BiT, ViT hybrids) has neither gain nor scale, its
-ScaledStdConv2d (arXiv 2101.08692; NFNets) has both; the forms called Same pad as TensorFlow does. A factor of an output channel, as
-the paper's filter attention is, is cancelled by this as by a BatchNorm (`kerneldna.layers.modulation`).
+that is, w * a + b with two numbers for each filter. Mean and variance are those of each filter. timm's StdConv2d (arXiv 1903.10520;
+BiT, ViT hybrids) has neither gain nor scale, its ScaledStdConv2d (arXiv 2101.08692; NFNets) has both; the forms called Same pad as
+TensorFlow does. A factor of an output channel, as the paper's filter attention is, is cancelled by this as by a BatchNorm
+(`kerneldna.layers.modulation`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any, ClassVar
 
+import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
@@ -19,8 +21,30 @@ from torch import Tensor, nn
 
 from kerneldna.layers.child import ChildConv2d
 from kerneldna.layers.modulation import mixed
+from kerneldna.layers.plain import filled, geometry_of
 
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
+
+
+def written_out(layer: nn.Conv2d) -> nn.Module:
+    """Return a plain convolution with the kernel that one of `STANDARDISED` makes of its own at every call."""
+    kernel = layer.weight.detach().double()
+    scale, shift = affine_of(layer, kernel)
+    return filled(_plain_like(layer), (kernel * scale + shift).to(layer.weight.dtype), layer.bias)
+
+
+def affine_of(layer: Any, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what standardising multiplies a kernel by and adds to it, `(C_out, 1, 1, 1)` each.
+
+    Args:
+        layer: One of `STANDARDISED`, or a child in the place of one: its gain is read.
+        kernel: `(C_out, C_in/groups, k, k)` in float64.
+    """
+    variance, mean = torch.var_mean(kernel.flatten(1), dim=1, correction=0)
+    scale = (variance + layer.eps).rsqrt()
+    if getattr(layer, "gain", None) is not None:
+        scale = scale * layer.gain.detach().double().flatten() * layer.scale
+    return scale.view(-1, 1, 1, 1), (-mean * scale).view(-1, 1, 1, 1)
 
 
 class ChildStdConv2d(ChildConv2d):
@@ -30,7 +54,6 @@ class ChildStdConv2d(ChildConv2d):
     """
 
     kept: ClassVar[tuple[str, ...]] = ("bias", "gain")
-    product = False
 
     gain: nn.Parameter | None
 
@@ -55,6 +78,21 @@ class ChildStdConv2d(ChildConv2d):
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 
+    def factors(self, mean: Tensor | None = None) -> list[Tensor]:
+        """Return what `Child.factors` says; that of the standardisation stands before that of the gate."""
+        scale, _ = self._affine()
+        static = super().factors()
+        return [*static, scale, *super().factors(mean)[len(static) :]]
+
+    def shift(self, mean: Tensor | None = None) -> list[Tensor]:
+        """Return what `Child.shift` says."""
+        _, shift = self._affine()
+        return [shift, *super().factors(mean)[len(super().factors()) :]]
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        kernel = mixed(self._kernel.detach().double(), self.mixing())
+        return affine_of(self, prod(super().factors(), start=kernel))
+
     def _standardised(self, kernel: Tensor) -> Tensor:
         gain = None if self.gain is None else (self.gain * self.scale).flatten().to(kernel.dtype)
         rows = kernel.reshape(1, len(kernel), -1)
@@ -64,23 +102,14 @@ class ChildStdConv2d(ChildConv2d):
         )
         return made.reshape_as(kernel)
 
-    def _scaled(self, mean: Tensor | None) -> Tensor:
-        kernel = self._kernel.detach()
-        static = self.factors()
-        seen = prod(static, start=mixed(kernel.double(), self.mixing()))
-        return prod(self.factors(mean)[len(static) :], start=self._standardised(seen)).to(kernel.dtype)
-
     def _plain(self) -> nn.Module:
-        if not self.same_pad:
-            return super()._plain()
-        return Conv2dSame(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            bias=self.bias is not None,
-            device="meta",
-        )
+        return _plain_like(self)
+
+
+def _plain_like(layer: Any) -> nn.Module:
+    """Return a plain convolution of a standardised one's shape, its numbers left open."""
+    kind = Conv2dSame if getattr(layer, "same_pad", False) else nn.Conv2d
+    geometry = geometry_of(layer)
+    if kind is Conv2dSame:
+        geometry.pop("padding_mode")
+    return kind(**geometry, bias=layer.bias is not None, device="meta")
