@@ -38,6 +38,10 @@ def evaluate(
     from kerneldna.training.evaluate import evaluate
     from kerneldna.training.run_folder import RunFolder
 
+    if run.is_file():
+        raise ValueError(
+            f"'{run}' is a file; give the run folder, whose recipe says what images to measure on, and --model {run}"
+        )
     folder = RunFolder(run)
     folder.recipe()
     recipe = load_recipe(folder.recipe_file, overrides=[f"data.source={data}"] if data else [])

@@ -98,6 +98,7 @@ def reported(command: Callable[..., dict[str, Any] | Document]) -> Callable[...,
         handler.setFormatter(Formatter(command))
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         logging.getLogger("kerneldna").setLevel(logging.INFO)
+        logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
         try:
             result = command(**arguments)
             from kerneldna.files import to_json

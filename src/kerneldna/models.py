@@ -193,6 +193,10 @@ def list_models() -> list[str]:
     return list(BACKBONES)
 
 
+# of files that stand where a network's name is expected
+_ENDINGS = (".onnx", ".xml", ".pt2", ".pt", ".pth", ".safetensors")
+
+
 def list_methods() -> list[str]:
     """Return the names of all methods."""
     return methods.names()
@@ -212,6 +216,11 @@ def _method(method: str, backbone: str, options: Mapping[str, Any]) -> Method:
 
 def _backbone(name: str, width: float, **timm_args: Any) -> nn.Module:
     if not timm.is_model(name):
+        if "/" in name or name.endswith(_ENDINGS):
+            what = "is a file or folder" if Path(name).exists() else "names no file or folder"
+            raise ValueError(
+                f"{name!r} {what}, and no network of timm's; give a name that timm.list_models() lists"
+            )
         raise ValueError(
             suggest("model", name, [*BACKBONES, *timm.list_models()], lister="timm.list_models()")
         )

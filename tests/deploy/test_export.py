@@ -93,8 +93,11 @@ def test_an_unknown_runtime(model, tmp_path):
 
 
 def test_a_file_of_another_ending(model, tmp_path):
-    with pytest.raises(ValueError, match=r"'m.pth' was given; torch_export files end in .pt2"):
+    with pytest.raises(ValueError, match=r"'m.pth' was given; torch_export files end in .pt2$"):
         kd.export(model, tmp_path / "m.pth", runtime="torch_export")
+    ways = "runtime='aot_inductor' or runtime='torch_export'"
+    with pytest.raises(ValueError, match=f"onnx files end in .onnx, {ways} writes .pt2"):
+        kd.export(model, tmp_path / "m.pt2")
 
 
 def test_training_mode_is_refused(model, tmp_path):

@@ -131,14 +131,25 @@ def test_resume_of_a_finished_run_gives_its_figure_again(run):
         (["inspect", "resnt18"], "did you mean 'resnet18'"),
         (["list", "model"], "did you mean 'models'"),
         (["table", "6"], "no table 6; this command has tables 1 to 5"),
-        (["export", "/nowhere"], "no config.json"),
+        (["export", "/nowhere"], "no file or folder '/nowhere'; give a folder that"),
         (["export", "/nowhere", "--runtime", "onx"], "did you mean 'onnx'"),
         (["expand", "/nowhere", "--out", "/nowhere"], "give an ONNX file that export wrote"),
-        (["fuse", "/nowhere", "--mode", "fast"], "no config.json"),
+        (["fuse", "/nowhere", "--mode", "fast"], "no file or folder '/nowhere'"),
+        (["fuse", "a.onnx"], "'a.onnx' is a file; give a folder that"),
+        (["export", "."], "no config.json in .; give a folder that"),
+        (
+            ["eval", "a.onnx"],
+            "'a.onnx' is a file; give the run folder, whose recipe says what images to measure on, and --model a.onnx",
+        ),
+        (["report", "a.onnx"], "'a.onnx' is a file; give the run folder of a training"),
+        (["inspect", "b.onnx"], "'b.onnx' names no file or folder, and no network of timm's"),
+        (["inspect", "runs/b"], "'runs/b' names no file or folder, and no network of timm's"),
+        (["compress", "a.onnx"], "a.onnx"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_1(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.onnx").write_bytes(b"x")
     result = call(*words, code=1)
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr

@@ -200,10 +200,11 @@ def test_a_bar_is_shown_for_several_images_alone(detector, photos, tmp_path, cap
         (["{run}", "{photos}", "--threshold", "2"], "threshold is 2.0; scores are fractions"),
         (["{run}", "/nowhere.jpg"], "no file or folder '/nowhere.jpg'"),
         (["{run}", "{run}"], "folders that hold files ending in .jpg"),
+        (["{run}", "{run}"], "/model'; sub-folders are not looked into"),
         (["{run}", "{photos}", "--out", "{photos}"], "where its drawing would replace it"),
         (["{run}", "{photos}", "--device", "gpu7"], "gpu7"),
         (["{classifier}", "{photos}"], "the network does not say what images become"),
-        (["/nowhere", "{photos}"], "no config.json"),
+        (["/nowhere", "{photos}"], "no file or folder '/nowhere'"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_1(words, message, run, photos, tmp_path, monkeypatch):

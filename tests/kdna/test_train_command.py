@@ -64,7 +64,7 @@ def test_a_run_is_weights_too_and_their_lists_are_said(run, tmp_path, caplog):
     [
         ([], "no recipe was given; give one (kdna list recipes), or --resume and a run folder"),
         (["--resume"], "no recipe was given"),
-        (["--resume", "--run", "{tmp}/nowhere"], "holds no run"),
+        (["--resume", "--run", "{tmp}/nowhere"], "nowhere'; give the run folder of a training"),
         (["{run}"], "is a folder; give a recipe, or --resume to go on with the run in it"),
         (["--resume", "{tmp}"], "holds no run"),
         (["{run}", "--resume", "--run", "{tmp}"], "were given; give one of them"),

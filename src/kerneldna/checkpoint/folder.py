@@ -113,8 +113,11 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: If it says something else than a config may.
     """
     if not path.exists():
+        folder, remedy = path.parent, "give a folder that kerneldna.save or a training wrote"
+        if not folder.exists():
+            raise FileNotFoundError(f"no file or folder '{folder}'; {remedy}")
         raise FileNotFoundError(
-            f"no {CONFIG} in {path.parent}; give a folder that kerneldna.save or a training wrote"
+            f"'{folder}' is a file; {remedy}" if folder.is_file() else f"no {CONFIG} in {folder}; {remedy}"
         )
     noted = read_json(path, largest=_LARGEST_CONFIG)
     found = noted.get("format") if isinstance(noted, dict) else None

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 HIDDEN = "hidden"
+FOLDER = "sub-folder"
 _LEFTOVERS = ("__macosx", "$recycle.bin", "system volume information", "@eadir")
 _said: set[str] = set()
 
@@ -34,7 +35,11 @@ class PassedOver:
             reason: ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             for reason, names in self._names.items()
         }
-        return ", ".join(f"{len(names)} {reason} ({few[reason]})" for reason, names in self._names.items())
+        counted = {
+            reason: f"{len(names)} {reason}{'s' * (reason == FOLDER and len(names) > 1)}"
+            for reason, names in self._names.items()
+        }
+        return ", ".join(f"{counted[reason]} ({few[reason]})" for reason in counted)
 
     def __len__(self) -> int:
         return sum(map(len, self._names.values()))
@@ -105,6 +110,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         FileNotFoundError: If there is no such file or folder, or no image in any.
     """
     found: dict[Path, Path] = {}
+    inner: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no file or folder '{path}'; give images, or folders of images")
@@ -113,15 +119,17 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
             continue
         passed = PassedOver()
         for file in sorted(path.iterdir()):
-            if reason := "sub-folder" if file.is_dir() else why_not(file):
+            if reason := FOLDER if file.is_dir() else why_not(file):
                 passed.add(reason, file.name)
+                inner += [file] if file.is_dir() else []
             else:
                 found.setdefault(file.resolve(), file)
         passed.log(path)
     if not found:
+        deeper = f", such as '{inner[0]}'; sub-folders are not looked into" if inner else ""
         raise FileNotFoundError(
             f"no image in {', '.join(map(repr, map(str, paths))) or 'an empty list'}; give files, or folders that hold files "
-            f"ending in {', '.join(ENDINGS)}"
+            f"ending in {', '.join(ENDINGS)}{deeper}"
         )
     return list(found.values())
 

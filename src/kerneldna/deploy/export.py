@@ -123,7 +123,10 @@ def export(
     batches = BATCHES if batch is None else (batch,)
     path = Path(path)
     if path.suffix != target.suffix:
-        raise ValueError(f"the file {path.name!r} was given; {runtime} files end in {target.suffix}")
+        others = [name for name in runtimes.names() if runtimes.get(name).suffix == path.suffix]
+        ways = " or ".join(f"runtime={name!r}" for name in others)
+        given = f"the file {path.name!r} was given; {runtime} files end in {target.suffix}"
+        raise ValueError(f"{given}, {ways} writes {path.suffix}" if ways else given)
     if any(module.training for module in model.modules()):
         raise ValueError("the network is in training mode; call model.eval() before export")
     how = inside.noted(model, part) if preprocessing else None

@@ -102,6 +102,10 @@ class RunFolder:
         Raises:
             FileNotFoundError: If the folder holds no run.
         """
+        if not self.path.exists():
+            raise FileNotFoundError(f"no folder '{self.path}'; give the run folder of a training")
+        if self.path.is_file():
+            raise FileNotFoundError(f"'{self.path}' is a file; give the run folder of a training")
         if not self.recipe_file.is_file():
             raise FileNotFoundError(
                 f"'{self.path}' holds no run: there is no recipe.yaml in it; give the run folder of a training"

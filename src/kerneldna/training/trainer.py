@@ -132,7 +132,11 @@ def train(
             folder.write_result(_figures(recipe, result) | extras)
     if trainer.is_global_zero:
         _log.info(
-            "trained %s: %s after %d epochs", recipe.name, _headline(task.headline, result), result.epochs
+            "trained %s: %s after %d epoch%s",
+            recipe.name,
+            _headline(task.headline, result),
+            result.epochs,
+            "s" * (result.epochs != 1),
         )
     return result
 

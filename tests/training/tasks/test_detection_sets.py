@@ -82,7 +82,7 @@ def test_no_object_anywhere_is_trained_and_not_measured(tmp_path, caplog):
     result = train(recipe(source, "detection.keep_empty=true"), run_dir=tmp_path / "run", progress=False)
     assert set(result.metrics.values()) == {None}
     assert "none of the 2 validation images has an object: no average precision is measured" in caplog.text
-    assert "box_ap not measured, mask_ap not measured after 1 epochs" in caplog.text
+    assert "box_ap not measured, mask_ap not measured after 1 epoch" in caplog.text
     assert json.loads((tmp_path / "run/result.json").read_text())["box_ap"] is None
 
 
