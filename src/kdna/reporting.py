@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 import os
 import platform
@@ -119,8 +120,15 @@ def reported(command: Callable[..., dict[str, Any] | Document]) -> Callable[...,
                 raise
             tell("error", spoken(worded(error), command))
             raise typer.Exit(1) from None
+        finally:
+            ASIDE.set(False)  # one process may run several
 
     return run
+
+
+def help_of(command: Callable[..., Any]) -> str:
+    """Return the docstring of a command with each paragraph as one line, for the terminal to wrap."""
+    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
 
 
 def worded(error: Exception) -> str:

@@ -127,6 +127,15 @@ def test_json_alone_stands_on_standard_output(words):
     assert plain.stderr == ""
 
 
+def test_help_wraps_where_the_terminal_ends(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = CliRunner().invoke(kdna.make_app(), ["predict", "--help"]).stdout
+    wide = (
+        "photos become what the network, or the file, says that images became in training. Where each photo"
+    )
+    assert wide in shown
+
+
 def test_a_text_that_was_asked_for_stands_alone():
     text = Document("key: 1\nother: 2", {"keys": 2})
     assert CliRunner().invoke(app_that(lambda: text), ["list"]).stdout == "key: 1\nother: 2\n"
