@@ -41,14 +41,18 @@ class Case(NamedTuple):
     depth: dict = {}
 
 
-def cases():
+def cases(*, exported=False):
+    """Yield the cases; of those that are exported, which takes longest, a few peers serve for layers other than ResNet's."""
     for method in METHODS:
         for backbone in kd.list_models():
             quick = backbone != WIDER if method == "kerneldna" else KINDS.get(backbone) == {}
             marks = () if quick else pytest.mark.slow
             yield pytest.param(Case(backbone, method), id=f"{backbone}-{method}", marks=marks)
             if method != "kerneldna" and (depth := KINDS.get(backbone)):
-                yield pytest.param(Case(backbone, method, {}, depth), id=f"{backbone}-shallow-{method}")
+                marks = pytest.mark.slow if exported and method not in ("se", "dyconv") else ()
+                yield pytest.param(
+                    Case(backbone, method, {}, depth), id=f"{backbone}-shallow-{method}", marks=marks
+                )
     for choice, options in CHOICES.items():
         for backbone in sorted(KINDS):
             quick = backbone == "resnet18" or choice == "stage-gate"
@@ -73,9 +77,10 @@ def build(case):
     )
 
 
-@pytest.fixture(scope="module", params=cases())
-def case(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        exported = metafunc.function.__name__ == "test_export"
+        metafunc.parametrize("case", list(cases(exported=exported)), scope="module")
 
 
 @pytest.fixture(scope="module")
