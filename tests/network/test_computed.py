@@ -172,6 +172,27 @@ def test_a_fuse_that_fails_leaves_the_weights_computed(settle):
     assert layers_with(model) == ("2.0",)
 
 
+class Recurrent(nn.Module):
+    """A convolution and, on what it gives, a recurrent layer whose weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        self.rnn = parametrizations.weight_norm(nn.LSTM(4, 5, batch_first=True), "weight_hh_l0")
+
+    def forward(self, x):
+        return self.rnn(self.conv(x).mean(3).transpose(1, 2))[0][:, -1]
+
+
+def test_a_recurrent_layer_is_left_as_it_is(tmp_path):
+    model = Recurrent().eval()
+    expected = model(X)
+    kd.save(kd.fuse_(model, probe=X), tmp_path)
+    assert layers_with(model) == ("rnn",)
+    torch.testing.assert_close(model(X), expected)
+    torch.testing.assert_close(kd.load(tmp_path, model=Recurrent())(X), expected)
+
+
 def test_a_plain_network_whose_weights_are_computed_fuses():
     model = nn.Sequential(weight_norm(nn.Conv2d(3, 4, 3))).eval()
     expected = model(X)

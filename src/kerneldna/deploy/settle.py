@@ -17,7 +17,12 @@ from kerneldna.network.replaceable import why_irreplaceable
 
 def computing(model: nn.Module) -> tuple[str, ...]:
     """Return the qualified names of the layers of a network that can be settled, each layer once."""
-    return tuple(name for name, module in model.named_modules() if computed(module) or _standardises(module))
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        # a recurrent layer holds its weights a second time, in a list that it computes with
+        if (computed(module) and not isinstance(module, nn.RNNBase)) or _standardises(module)
+    )
 
 
 def settle_(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
