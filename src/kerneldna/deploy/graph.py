@@ -22,3 +22,13 @@ def exported_program(model: nn.Module, x: Tensor, *, dynamic: bool) -> ExportedP
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks of the exporter about its own internals
         return torch.export.export(model, (x,), dynamic_shapes=shapes)
+
+
+def convolution_of_batch(program: ExportedProgram) -> str | None:
+    """Return the name of a convolution whose number of groups is computed, as that of kernels for each image is, or None."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and "conv" in str(node.target):
+            groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups")
+            if isinstance(groups, torch.fx.Node):
+                return node.name
+    return None

@@ -18,7 +18,7 @@ from kerneldna.deploy.calibrate import batches
 from kerneldna.deploy.detector_export import detect, is_detector, traced
 from kerneldna.deploy.expand import drop_unused
 from kerneldna.deploy.facts import knowing
-from kerneldna.deploy.graph import exported_program
+from kerneldna.deploy.graph import convolution_of_batch, exported_program
 from kerneldna.deploy.onnx_opset import OLDEST, WRITTEN, lower_
 from kerneldna.deploy.onnx_quantize import quantize
 from kerneldna.deploy.runtime import Request
@@ -48,7 +48,7 @@ def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
         request: Storage, compute, shared kernels and the rest.
 
     Raises:
-        ValueError: If the opset is unknown, or has no words for the network.
+        ValueError: If the opset is unknown, or has no words for the network, or a convolution's groups depend on the batch.
         RuntimeError: If torch cannot write the detector.
     """
     import onnx
@@ -130,6 +130,11 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
         raise ValueError(f"opset {opset} was given; expected {OLDEST} to {onnx_opset_version()}")
     # exported by itself first, so that a layer's own error is not wrapped in the ONNX exporter's
     exported = exported_program(model, x, dynamic=request.dynamic)
+    if name := convolution_of_batch(exported):
+        raise ValueError(
+            f"a convolution ({name}) holds the batch in its group count, as one does that makes a kernel for each image; ONNX "
+            "files have a fixed count: export with a fixed batch size (batch=), one file for each size"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
         program = torch.onnx.export(

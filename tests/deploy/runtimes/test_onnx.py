@@ -3,6 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from timm.layers import CondConv2d
+from torch import nn
 
 import kerneldna as kd
 from kerneldna.network import surgery
@@ -126,6 +128,21 @@ def test_a_network_of_per_image_kernels_needs_a_fixed_batch(tmp_path):
     assert kd.export(dynamic, tmp_path / "m.onnx", batch=3).difference < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     assert session.get_inputs()[0].shape[0] == 3
+
+
+def test_so_does_one_whose_kernels_are_another_library_s(tmp_path):
+    class PerImage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.routing = CondConv2d(3, 4, 3, num_experts=2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.conv(x, torch.sigmoid(self.routing(x.mean((2, 3))))).mean((2, 3))
+
+    network = PerImage().eval()
+    with pytest.raises(ValueError, match=r"holds the batch in its group count.*fixed batch size \(batch=\)"):
+        kd.export(network, tmp_path / "m.onnx", input_size=(3, 16, 16))
+    assert kd.export(network, tmp_path / "m.onnx", batch=3, input_size=(3, 16, 16)).difference < 1e-4
 
 
 @pytest.mark.slow
