@@ -22,7 +22,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE",
-            help="Images, or folders of them: jpg, jpeg, png, ppm, pgm, bmp, tif, tiff, webp; no sub-folders.",
+            help="Images, or folders of them: jpg, jpeg, png, ppm, pgm, bmp, tif, tiff, webp. Of a folder without images of its "
+            "own those in its sub-folders.",
         ),
     ],
     out: Annotated[
@@ -79,8 +80,12 @@ def predict(
 def _print_table(photos: Any) -> None:
     """Print the likeliest classes of each photo."""
     heads = ["photo", *(str(place) for place in range(1, 1 + len(photos[0].likely)))]
+    several = len({photo.path.parent for photo in photos}) > 1
     rows = [
-        [photo.path.name, *(f"{label} {share:.1%}" for label, share in photo.likely)]
+        [
+            "/".join(photo.path.parts[-1 - several :]),
+            *(f"{label} {share:.1%}" for label, share in photo.likely),
+        ]
         for photo in photos[:SHOWN]
     ]
     show_table(heads, rows, left=heads)

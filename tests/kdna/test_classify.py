@@ -143,6 +143,14 @@ def test_a_file_with_its_preprocessing_inside_gives_the_same(run, photos, tmp_pa
     assert "--preprocessing was given with --part backbone" in refused
 
 
+def test_a_folder_of_class_folders_gives_what_eval_measures(run, photos, tmp_path):
+    shown = call("predict", run, photos / "val", "--out", tmp_path, "--sheet", 0, "--no-progress")
+    measured = last_line(call("eval", run, "--no-progress"))
+    assert (last_line(shown)["images"], measured["images"]) == (54, 54)
+    assert last_line(shown)["top1"] == pytest.approx(measured["top1"], abs=1e-6)
+    assert "amber/0.png" in shown.stdout  # names alone would stand for several photos
+
+
 def test_the_list_and_the_sheet(run, photos, tmp_path):
     (tmp_path / "mixed").mkdir()
     for name in ("red", "sky"):

@@ -200,7 +200,6 @@ def test_a_bar_is_shown_for_several_images_alone(detector, photos, tmp_path, cap
         (["{run}", "{photos}", "--threshold", "2"], "threshold is 2.0; scores are fractions"),
         (["{run}", "/nowhere.jpg"], "no file or folder '/nowhere.jpg'"),
         (["{run}", "{run}"], "folders that hold files ending in .jpg"),
-        (["{run}", "{run}"], "/model'; sub-folders are not looked into"),
         (["{run}", "{photos}", "--out", "{photos}"], "where its drawing would replace it"),
         (["{run}", "{photos}", "--device", "gpu7"], "gpu7"),
         (["{classifier}", "{photos}"], "the network does not say what images become"),
@@ -232,6 +231,19 @@ def test_leftovers_and_other_files_of_a_folder_are_counted(photos, caplog):
         "1 hidden (._a.jpg), 1 ending in .db (Thumbs.db), 1 ending in .gif (anim.gif), 1 sub-folder (inner)"
     )
     assert caplog.messages == [f"passed over in {photos}: {expected}"]
+
+
+def test_a_folder_of_class_folders_stands_for_the_images_in_them(photos, tmp_path):
+    for name in ("cat", "dog/small"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "test" / name / f"{number}.png")
+    (tmp_path / "test" / "LICENSE").write_text("free")
+    (tmp_path / "test" / "dog" / "again").symlink_to(tmp_path / "test")
+    expected = ["cat/0.png", "cat/1.png", "dog/small/0.png", "dog/small/1.png"]
+    assert [
+        path.relative_to(tmp_path / "test").as_posix() for path in find_images([tmp_path / "test"])
+    ] == expected
 
 
 def test_images_of_odd_shapes_are_drawn_or_named(detector, tmp_path):

@@ -106,32 +106,37 @@ def list_images(folders: Sequence[Path], passed: PassedOver) -> list[list[str]]:
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Return files as they are, folders as the images in them, sorted by name; each file once.
 
+    A folder without images of its own stands for those in its sub-folders, as one of class folders does.
+
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in any.
     """
     found: dict[Path, Path] = {}
-    inner: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no file or folder '{path}'; give images, or folders of images")
-        if not path.is_dir():
-            found.setdefault(path.resolve(), path)
-            continue
-        passed = PassedOver()
-        for file in sorted(path.iterdir()):
-            if reason := FOLDER if file.is_dir() else why_not(file):
-                passed.add(reason, file.name)
-                inner += [file] if file.is_dir() else []
-            else:
-                found.setdefault(file.resolve(), file)
-        passed.log(path)
+        for file in _images_in(path) if path.is_dir() else [path]:
+            found.setdefault(file.resolve(), file)
     if not found:
-        deeper = f", such as '{inner[0]}'; sub-folders are not looked into" if inner else ""
         raise FileNotFoundError(
             f"no image in {', '.join(map(repr, map(str, paths))) or 'an empty list'}; give files, or folders that hold files "
-            f"ending in {', '.join(ENDINGS)}{deeper}"
+            f"ending in {', '.join(ENDINGS)}"
         )
     return list(found.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found, passed = [], PassedOver()
+    for file in sorted(folder.iterdir()):
+        if reason := FOLDER if file.is_dir() else why_not(file):
+            passed.add(reason, file.name)
+        else:
+            found.append(file)
+    if not found:
+        passed = PassedOver()
+        found = [Path(path) for path in list_images([folder], passed)[0]]
+    passed.log(folder)
+    return found
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
