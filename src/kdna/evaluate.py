@@ -34,7 +34,6 @@ def evaluate(
     """Measure a trained network, or an exported file, on the validation images of its recipe."""
     import kerneldna as kd
     from kerneldna.deploy.opened_file import runtime_of
-    from kerneldna.recipes.recipe import load_recipe
     from kerneldna.training.evaluate import evaluate
     from kerneldna.training.run_folder import RunFolder
 
@@ -43,8 +42,8 @@ def evaluate(
             f"'{run}' is a file; give the run folder, whose recipe says what images to measure on, and --model {run}"
         )
     folder = RunFolder(run)
-    folder.recipe()
-    recipe = load_recipe(folder.recipe_file, overrides=[f"data.source={data}"] if data else [])
+    recipe = folder.recipe()
+    recipe = recipe if data is None else recipe.on_other_images(data)
     if model is not None and model.is_file():
         network = kd.load_exported(model, runtime=runtime or runtime_of(model, option="--runtime "))
     else:

@@ -223,6 +223,11 @@ class Recipe(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Where every random draw starts."""
 
+    def on_other_images(self, source: str) -> Recipe:
+        """Return the recipe with another `data.source`, all of it: the limits are of the images that it names."""
+        data = self.data.model_copy(update={"source": source, "limit_train": None, "limit_val": None})
+        return self.model_copy(update={"data": data})
+
     @model_validator(mode="after")
     def _fits_the_task(self) -> Recipe:
         if (self.task == "detection") != (self.detection is not None):

@@ -120,6 +120,7 @@ def test_a_limit_holds_for_the_split_that_it_names(tmp_path, caplog):
     assert found == {None: 3, "val": 3, "train": 5, "test": 16}
     assert "measuring on 3 of 12 images, those that the recipe uses" in caplog.text
     assert "of 16 images" not in caplog.text
+    assert evaluate(network, recipe.on_other_images(str(tmp_path)))["images"] == 12
     loader = val_loader(open_data(str(tmp_path), split="train"), recipe, split="train")
     trained = train_loader(open_data(str(tmp_path)), recipe)
     assert {draw.image for batch in loader.batch_sampler for draw in batch} == set(
