@@ -2,9 +2,10 @@
 
 python experiments/compress_sweep.py                # all that have no result yet, each in a process of its own
 python experiments/compress_sweep.py resnet18       # one, here
+python experiments/compress_sweep.py resnet50 --side 224 --images 256 --budget 0.5 --results other   # time and memory at full size
 
 Untrained networks and random images: this says nothing about accuracy. Each leaves a JSON in experiments/results/compress_sweep/:
-parameters and multiply-accumulates before and after, seconds, and the largest relative difference that loading, fusing and the ONNX
+parameters and multiply-accumulates before and after, seconds, peak memory, and the largest relative difference that loading, fusing and the ONNX
 file make.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,6 @@ import kerneldna as kd
 from kerneldna.files import write_json
 from kerneldna.network import surgery
 
-BUDGET, IMAGES = 0.7, 32
 NETWORKS = [
     "resnet18",
     "resnet26",
@@ -78,23 +79,28 @@ NETWORKS = [
 SIDES = {"inception_v3": 107}  # the smallest that it takes, and a little; 64 for all others
 
 
-def measured(name: str) -> dict[str, Any]:
+def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Compress one network and take it through every step."""
     torch.manual_seed(0)
-    side = SIDES.get(name, 64)
+    side = given.side or SIDES.get(name, 64)
     size = (3, side, side)
     network = kd.create_model(name, num_classes=10).eval()
-    images = torch.randn(IMAGES, *size)
+    images = torch.randn(given.images, *size)
     with torch.no_grad():  # norms that know what they see, as those of a trained network do
         for module in network.train().modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
-        network(images)
+        network(images[:32])
     network.eval()
     before = kd.describe(network, input_size=size).size
-    start = time.perf_counter()
-    small = kd.compress(network, images, budget=BUDGET, progress=False)
-    found: dict[str, Any] = {"network": name, "seconds": round(time.perf_counter() - start, 1)}
+    start, spent = time.perf_counter(), time.process_time()
+    small = kd.compress(network, images, budget=given.budget, progress=False)
+    found: dict[str, Any] = {
+        "network": name,
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - spent, 1),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
     after = kd.describe(small, input_size=size).size
     found |= {"parameters": [before.parameters, after.parameters], "macs": [before.macs, after.macs]}
     x = images[:2]
@@ -118,10 +124,15 @@ def main() -> None:
         "names", nargs="*", help="networks to measure here; by default all, each in a process of its own"
     )
     parser.add_argument("--results", type=Path, default=Path("experiments/results/compress_sweep"))
+    parser.add_argument(
+        "--side", type=int, help="pixels of an image; by default 64, or the least that a network takes"
+    )
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--budget", type=float, default=0.7)
     parser.add_argument("--seconds", type=int, default=900, help="that one network may take")
     given = parser.parse_args()
     for name in given.names:
-        write_json(given.results / f"{name}.json", measured(name))
+        write_json(given.results / f"{name}.json", measured(name, given))
     for name in () if given.names else NETWORKS:
         file = given.results / f"{name}.json"
         if file.exists():
