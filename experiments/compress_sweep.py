@@ -5,8 +5,8 @@ python experiments/compress_sweep.py resnet18       # one, here
 python experiments/compress_sweep.py resnet50 --side 224 --images 256 --budget 0.5 --results other   # time and memory at full size
 
 Untrained networks and random images: this says nothing about accuracy. Each leaves a JSON in experiments/results/compress_sweep/:
-parameters and multiply-accumulates before and after, seconds, peak memory, and the largest relative difference that loading, fusing and the ONNX
-file make.
+parameters and multiply-accumulates before and after, seconds, peak memory, and the largest relative difference that loading, fusing
+and the ONNX file make. --table prints them as Markdown.
 """
 
 from __future__ import annotations
@@ -115,6 +115,26 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def table(folder: Path) -> str:
+    """Return the results as Markdown, a row a network."""
+    lines = [
+        "| | parameters | kept | MACs | seconds | load | fuse | ONNX |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if "fault" in found:
+            lines.append(f"| `{found['network']}` | {found['fault']} |||||||")
+            continue
+        (before, after), macs = found["parameters"], found["macs"]
+        shares = f"{after / before:.3f} | {macs[1] / macs[0]:.3f}"
+        steps = " | ".join(f"{found[step]:.0e}" for step in ("load", "fuse", "onnx"))
+        lines.append(
+            f"| `{found['network']}` | {before / 1e6:.2f} M | {shares} | {found['seconds']:.0f} | {steps} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure what is not there yet."""
     parser = argparse.ArgumentParser(
@@ -130,7 +150,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--budget", type=float, default=0.7)
     parser.add_argument("--seconds", type=int, default=900, help="that one network may take")
+    parser.add_argument("--table", action="store_true", help="print the results")
     given = parser.parse_args()
+    if given.table:
+        print(table(given.results))
+        return
     for name in given.names:
         write_json(given.results / f"{name}.json", measured(name, given))
     for name in () if given.names else NETWORKS:
