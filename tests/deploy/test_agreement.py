@@ -15,6 +15,7 @@ from kerneldna.conversion.convert import state_of
 from kerneldna.deploy import fold
 from kerneldna.deploy.calibrate import gates_of
 from kerneldna.network import surgery
+from kerneldna.registry import runtimes
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -110,3 +111,21 @@ def test_reparameterizing_a_fused_network_is_refused(name, tmp_path):
         ):
             reparameterize_model(fused)
     reparameterize_model(kd.create_model(name, num_classes=4).eval())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_file_is_written_where_float32_is_as_far_from_float64(
+    amplifier, wrong, tmp_path, caplog, monkeypatch
+):
+    pytest.importorskip("onnxruntime")
+    runtime = runtimes.get("onnx")
+    if wrong:
+        opened = runtime.open
+        bent = staticmethod(lambda path: lambda images, run=opened(path): run(images) * 3)
+        monkeypatch.setattr(runtime, "open", bent)
+        with pytest.raises(ValueError, match="more than 1e-04 allows; nothing was written"):
+            kd.export(amplifier, tmp_path / "m.onnx", images=X, batch=4)
+        assert not list(tmp_path.iterdir())
+        return
+    assert kd.export(amplifier, tmp_path / "m.onnx", images=X, batch=4).difference > 1e-4
+    assert "the file's outputs are off by" in caplog.text

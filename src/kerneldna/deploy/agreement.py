@@ -1,4 +1,4 @@
-"""Whether a fused network computes what it did: in its own precision, and where that is too coarse to tell, in float64.
+"""Whether a fused network or its file computes what it did: in its own precision, and where that is too coarse to tell, in float64.
 
 A network can amplify rounding: one that is untrained, of many branches, or narrow. Two orders of the same float32 sums then end far
 apart, and a difference between fused and unfused outputs says nothing about fusing. float64 steps by 1e-16 where float32 steps by
@@ -69,5 +69,35 @@ def is_rounding(
         rounding,
         difference,
         left,
+    )
+    return True
+
+
+@torch.no_grad()
+def file_is_rounding(
+    model: nn.Module, run: Callable[[Tensor], object], images: Tensor, batches: Sequence[int]
+) -> bool:
+    """Whether a file of float32 is no further from float64 than the network in float32 is, but for the scatter of a few outputs.
+
+    Args:
+        model: What was written.
+        run: Runs the file.
+        images: What both are run on, in float32 where this may be so.
+        batches: How many of them at a time.
+    """
+    if images.dtype != torch.float32:
+        return False
+    double, errors = surgery.copied(model).to("cpu", torch.float64), []
+    for count in batches:
+        part = images[:count]
+        exact = outputs(double, part.to("cpu", torch.float64))
+        own = surgery.relative_difference(exact, [leaf.cpu() for leaf in outputs(model, part)])
+        errors.append((surgery.relative_difference(exact, tree_leaves(run(part.cpu()))), own))
+        if not errors[-1][0] <= NOISE * own:
+            return False
+    log.warning(
+        "this network amplifies rounding, as an untrained one may: the file's outputs are off by %.0e from those in float64, those "
+        "of PyTorch in float32 by %.0e",
+        *max(errors),
     )
     return True
