@@ -66,7 +66,7 @@ def swept(name: str, steps: tuple[str, ...], known: dict[str, Any]) -> dict[str,
         try:
             value = call()
         except Exception as error:
-            found["steps"][which] = f"{type(error).__name__}: {error}"[:600]
+            found["steps"][which] = f"{type(error).__name__}: {error}"[:1500]
             return None
         found["steps"][which] = "ok" if value is None or isinstance(value, Plan) else value
         found.setdefault("seconds", {})[which] = round(time.process_time() - start, 2)
@@ -187,7 +187,7 @@ def main() -> None:
         try:
             found = swept(name, steps, known)
         except Exception as error:
-            found = {"network": name, "steps": {"plan": f"{type(error).__name__}: {error}"[:600]}}
+            found = {"network": name, "steps": {"plan": f"{type(error).__name__}: {error}"[:1500]}}
         signal.alarm(0)
         RESULTS.mkdir(parents=True, exist_ok=True)
         write_json(file, found)

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def export(
         if not (
             difference is None
             or difference <= limit
-            or (exact and file_is_rounding(fused, target.open(file), shown, batches))
+            or (exact and isfinite(difference) and file_is_rounding(fused, target.open(file), shown, batches))
         ):
             of = "in too many detections" if whole else "of the largest output"
             raise ValueError(
