@@ -12,6 +12,7 @@ def saved(folder, channels):
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_weights_are_in_it_and_the_caller_is_not(tmp_path):
     held = torch.ones(64 << 20)  # 256 MiB that a process started from here must not be blamed for
     small, large = (memory.peak_bytes(Job(saved(tmp_path, n), (1, 3, 8, 8))) for n in (8, 64 << 10))

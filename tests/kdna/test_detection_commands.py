@@ -48,6 +48,7 @@ def test_fuse_measures_both_modes(run, tmp_path):
     assert last_line(call("eval", run, "--model", tmp_path / "fused", "--no-progress"))["images"] == 2
 
 
+@pytest.mark.slow
 def test_export_of_the_backbone(run, tmp_path):
     pytest.importorskip("onnxruntime")
     done = last_line(call("export", run, "--part", "backbone", "--out", tmp_path / "b.onnx", "--no-progress"))

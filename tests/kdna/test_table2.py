@@ -15,6 +15,9 @@ from kerneldna.recipes.recipe import list_recipes
 METHODS = {"base": None, "dyconv": "dyconv", "odconv": "odconv", "kw": "kernelwarehouse", "kdna": "kerneldna"}
 
 
+pytestmark = pytest.mark.slow  # thirteen detectors are built
+
+
 @pytest.fixture(scope="module")
 def result():
     return call("table", 2)

@@ -141,9 +141,8 @@ def test_an_average_of_the_weights_is_kept(model):
     average.module.eval()(X)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_compiled_in_one_graph(trained, name):
     for train in (False, True):
         torch.compiler.reset()
