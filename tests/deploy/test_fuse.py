@@ -162,8 +162,9 @@ OTHERS = (
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_any_network_of_timm(name, settle):
     model = timm.create_model(name, num_classes=4)
-    method = kd.KernelDNA(eligible=("dense", "pointwise"), reduction="auto" if name == "dpn48b" else 16)
-    kd.convert_(model, method)  # the plain gates of dpn48b's children would not pay
+    # the gates of dpn48b's children would not pay as they are
+    options = {"reduction": "auto"} if name == "dpn48b" else {}
+    kd.convert_(model, kd.KernelDNA(eligible=("dense", "pointwise"), **options))
     x = torch.randn(4, 3, 96, 96)
     settle(model, x)
     before = model(x)

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import kerneldna as kd
 from kerneldna.network import surgery
-from kerneldna.network.computed import computed, layers_with, settled
+from kerneldna.network.computed import computed, settled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 SIZE = (3, 12, 12)
@@ -28,6 +28,11 @@ HOOKED = {
     ),
 }
 ALL = {**PARAMETRIZED, **HOOKED}
+
+
+def layers_with(model: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that compute tensors."""
+    return tuple(name for name, module in model.named_modules() if computed(module))
 
 
 def network(make=lambda layer: layer, where=("2",)) -> nn.Module:

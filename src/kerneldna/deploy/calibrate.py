@@ -71,10 +71,7 @@ def gate_means(model: nn.Module, data: Batches, *, progress: bool = True) -> dic
         for x in batches(model, data, text="Calibrating", progress=progress):
             model(x)
             images += len(x)
-    if not images:
-        raise ValueError(
-            "calibration data without an image was given; pass some hundred training images, or a loader of them"
-        )
+    check_some(images)
     means = {name: total / images for name, total in sums.items()}
     for name, mean in means.items():
         if not mean.isfinite().all():
@@ -82,6 +79,21 @@ def gate_means(model: nn.Module, data: Batches, *, progress: bool = True) -> dic
                 f"the mean of gate {name!r} is not finite; check the network and the calibration images"
             )
     return means
+
+
+def check_some(images: int) -> None:
+    """Check that calibration data held an image.
+
+    Args:
+        images: How many there were.
+
+    Raises:
+        ValueError: If there was none.
+    """
+    if not images:
+        raise ValueError(
+            "calibration data without an image was given; pass some hundred training images, or a loader of them"
+        )
 
 
 def tracked_means(model: nn.Module) -> dict[str, Tensor] | None:

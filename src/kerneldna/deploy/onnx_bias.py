@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kerneldna.deploy.calibrate import check_some
 from kerneldna.deploy.expand import drop_unused, expand_
 from kerneldna.deploy.onnx_storage import places_of
 from kerneldna.deploy.onnx_store import Array, float_arrays
@@ -138,10 +139,7 @@ def mean_shifts(
         for batch in images:
             network(batch)
             count += len(batch)
-    if not count:
-        raise ValueError(
-            "calibration data without an image was given; pass some hundred training images, or a loader of them"
-        )
+    check_some(count)
     return {name: total / seen[name] for name, total in sums.items()}
 
 

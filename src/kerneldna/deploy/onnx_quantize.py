@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerneldna.deploy.calibrate import check_some
+
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
@@ -62,11 +64,9 @@ def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> Model
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=[*gate_nodes(model.graph), *outer_nodes(model.graph)],
             )
-        except ValueError as error:
-            if reader.ended and not reader.count:  # else the images themselves were refused
-                raise ValueError(
-                    "calibration data without an image was given; pass some hundred training images"
-                ) from error
+        except ValueError:
+            if reader.ended:  # else the images themselves were refused
+                check_some(reader.count)
             raise
         finally:
             root.setLevel(level)

@@ -53,11 +53,6 @@ def computed(layer: nn.Module) -> dict[str, Computed]:
     return found
 
 
-def layers_with(model: nn.Module) -> tuple[str, ...]:
-    """Return the qualified names of the layers of a network that compute tensors, each layer once."""
-    return tuple(name for name, module in model.named_modules() if computed(module))
-
-
 def first_in_words(model: nn.Module) -> str:
     """Say which tensor a network computes first, by what, and what writes it out; "" where it computes none."""
     for name, module in model.named_modules():
