@@ -100,7 +100,14 @@ def test_a_plain_detector_has_its_backbone_and_the_heads_of_torchvision(backbone
     assert size(detector) == size(detector.backbone.body) + pyramid + heads
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != plain_of(name)])
+def methods_of(names):
+    """Yield the names; of networks other than ResNet50, KernelDNA's alone is quick."""
+    for name in names:
+        quick = "resnet50" in name or "kerneldna" in name
+        yield pytest.param(name, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", list(methods_of(name for name in NAMES if name != plain_of(name))))
 def test_a_method_changes_the_backbone_alone(name):
     ours, plain = detector_of(name), detector_of(plain_of(name))
     more = size(ours) - size(plain)
@@ -116,7 +123,7 @@ def test_kerneldna_makes_the_detector_smaller(backbone):
     assert size(detector_of(plain.replace("-coco", "-kerneldna-coco"))) < size(detector_of(plain))
 
 
-DYNAMIC = [name for name in NAMES if load_recipe(name).model.options]
+DYNAMIC = list(methods_of(name for name in NAMES if load_recipe(name).model.options))
 
 
 @pytest.mark.parametrize("name", DYNAMIC)

@@ -258,8 +258,15 @@ def test_options_are_checked(options, message):
         kd.KernelDNA(**options)
 
 
-@pytest.mark.parametrize("modulation", MODULATIONS)
-@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
+def on_both():
+    """Yield every modulation on a ResNet and a ConvNeXt; of the latter a factor and a mix are quick."""
+    for modulation in MODULATIONS:
+        yield pytest.param("resnet18", modulation)
+        quick = modulation in ("paper", "mix")
+        yield pytest.param("convnext_tiny", modulation, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "modulation"), list(on_both()))
 def test_saved_fused_and_shared(name, modulation, settle, tmp_path):
     model, x = build(modulation, settle, name), torch.randn(2, 3, 32, 32)
     assert torch.equal(kd.load(kd.save(model, tmp_path))(x), model(x))

@@ -52,7 +52,11 @@ def both(root, train=(), val=(), categories=DOG):
     return root
 
 
-@pytest.mark.parametrize("kind", detectors.KINDS)
+# Mask R-CNN has every part of Faster R-CNN
+SLOW = {"fasterrcnn": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW.get(kind, ())) for kind in detectors.KINDS])
 def test_one_class(tmp_path, kind):
     source = both(tmp_path / "pets", [thing(), thing(2)], [thing()])
     result = train(recipe(source, f"detection.detector={kind}"), run_dir=tmp_path / "run", progress=False)
