@@ -42,24 +42,29 @@ class Case(NamedTuple):
 
 
 def cases(*, exported=False):
-    """Yield the cases; of those that are exported, which takes longest, a few peers serve for layers other than ResNet's."""
+    """Yield the cases.
+
+    A few peers serve for ConvNeXt's Linears; where networks are exported, which takes longest, for MobileNetV2's layers too.
+    """
     for method in METHODS:
         for backbone in kd.list_models():
             quick = backbone != WIDER if method == "kerneldna" else KINDS.get(backbone) == {}
             marks = () if quick else pytest.mark.slow
             yield pytest.param(Case(backbone, method), id=f"{backbone}-{method}", marks=marks)
             if method != "kerneldna" and (depth := KINDS.get(backbone)):
-                marks = pytest.mark.slow if exported and method not in ("se", "dyconv") else ()
+                quick = method in ("se", "dyconv")
+                if not exported:
+                    quick |= method == "sharedbasis" or backbone.startswith("mobilenet")
+                marks = () if quick else pytest.mark.slow
                 yield pytest.param(
                     Case(backbone, method, {}, depth), id=f"{backbone}-shallow-{method}", marks=marks
                 )
     for choice, options in CHOICES.items():
         for backbone in sorted(KINDS):
-            quick = backbone == "resnet18" or choice == "stage-gate"
             yield pytest.param(
                 Case(backbone, "kerneldna", options),
                 id=f"{backbone}-kerneldna-{choice}",
-                marks=() if quick else pytest.mark.slow,
+                marks=() if backbone == "resnet18" else pytest.mark.slow,
             )
 
     for backbone in sorted(KINDS):
