@@ -236,6 +236,18 @@ def test_calibration_images_are_the_same_at_every_call_and_varied_only_if_asked_
     assert len(torch.cat([x for x, _ in calibration_loader(images(), chosen)])) == 50
 
 
+def test_calibration_images_are_among_those_trained_on():
+    chosen = recipe("data.limit_train=24")
+    trained_on = {int(label) for _, labels in train_loader(images(), chosen) for label in labels}
+    assert len(trained_on) == 24
+    for asked, got in {10: 10, 1024: 24}.items():
+        drawn = {
+            int(label) for _, labels in calibration_loader(images(), chosen, images=asked) for label in labels
+        }
+        assert len(drawn) == got
+        assert drawn <= trained_on
+
+
 @pytest.mark.parametrize("empty", ["training", "validation"])
 def test_a_set_without_an_image_in_a_split(monkeypatch, empty):
     whole, none = images(3).train, images(0).train

@@ -112,11 +112,12 @@ def calibration_loader(
     Args:
         data: The data set.
         recipe: Its `data` and `augment` are read.
-        images: How many, or all if there are fewer; the same ones at every call.
+        images: How many of those it trains on, or all if there are fewer; the same ones at every call.
         augmented: Vary them as in training: what BatchNorm's statistics are taken from.
     """
     preset = _preset(recipe)
-    indices = _limited(preset.usable(data.train, recipe), images).tolist()
+    trained_on = _limited(preset.usable(data.train, recipe), recipe.data.limit_train)
+    indices = _limited(trained_on, images).tolist()
     return _in_order(data.train, indices, recipe, preset.training(recipe) if augmented else None)
 
 
