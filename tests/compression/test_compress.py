@@ -162,7 +162,7 @@ def test_biases_follow_the_means(seen):
     [
         ("train", {}, "is in training mode.*call model.eval"),
         ("convert", {}, r"is converted already \(sharedbasis\); compress the network as it was before"),
-        ("parallel", {}, "nn.DataParallel was given; compress model.module"),
+        ("parallel", {}, "DataParallel was given, which wraps a network; compress that, model.module"),
         ("detector", {}, "a detector was given; compress the network that is its backbone"),
         ("fuse", {}, "is fused; compress it as it was before"),
         (

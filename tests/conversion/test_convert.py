@@ -94,7 +94,7 @@ def test_a_plan_of_another_network_is_refused(model):
 
 
 def test_data_parallel_is_refused(model):
-    with pytest.raises(ValueError, match="DistributedDataParallel"):
+    with pytest.raises(ValueError, match=r"convert that, model\.module, and wrap it after"):
         kd.plan(nn.DataParallel(model), kd.KernelDNA(patterns=PATTERNS))
 
 

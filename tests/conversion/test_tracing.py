@@ -151,7 +151,7 @@ class Own(nn.Module):
         ),
         (
             lambda: torch.jit.trace(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.ones(1, 3, 8, 8)),
-            "is scripted, so that no layer of it can be replaced; convert the network that it was made of",
+            "is scripted, so that no layer of it can be looked into or replaced; convert the network that it was made of",
         ),
         (
             lambda: nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 3, 3)),

@@ -22,6 +22,7 @@ from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network.computed import first_in_words
 from kerneldna.network.likeness import differences
 from kerneldna.network.tensors import Stored, check_finite, mismatch, shapes, stored
+from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.reading.checksum import checksum_of_data, checksum_of_file
 from kerneldna.reading.shown import said
 from kerneldna.reading.typed import typed
@@ -51,9 +52,7 @@ def save(
             or argument. No file is written then.
     """
     folder = Path(folder)
-    inside = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
-    if inside == "_orig_mod" or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(f"a {type(model).__name__} was given; save the network in it, model.{inside}")
+    refuse_wrapped(model, "save")
     check_loans(model, "save")
     _check_places(network_of(model))
     given = stored(model)

@@ -24,6 +24,7 @@ from kerneldna.network import surgery
 from kerneldna.network.replaceable import irreplaceable
 from kerneldna.network.surgery import InputSize, Trace
 from kerneldna.network.survey import Skip
+from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.progress import bar
 from kerneldna.registry import suggest
 
@@ -143,8 +144,7 @@ def _check(model: nn.Module, kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise ValueError(suggest("kind of layer", kind, KINDS))
-    if isinstance(model, nn.DataParallel):
-        raise ValueError("nn.DataParallel was given; compress model.module")
+    refuse_wrapped(model, "compress")
     if any(module.training for module in model.modules()):
         raise ValueError(
             "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"

@@ -18,6 +18,7 @@ from kerneldna.network import surgery
 from kerneldna.network.replaceable import irreplaceable, why_irreplaceable
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.unserved import refuse_unserved
+from kerneldna.network.wrapped import refuse_wrapped, unwrapped
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
 
@@ -71,9 +72,8 @@ def plan(
         >>> print(plan(model, KernelDNA(patterns={"layer4": "FS-SF"})))  # doctest: +SKIP
     """
     method = _method(method)
+    refuse_wrapped(model, "convert")
     _check_unconverted(model)
-    if isinstance(model, nn.DataParallel):
-        raise ValueError("nn.DataParallel was given; convert model.module and use DistributedDataParallel")
     refuse_unserved(model)
     skeleton = surgery.skeleton(model)
     size = _size_for(model, input_size, example_inputs)
@@ -118,6 +118,7 @@ def convert_(
     Raises:
         ValueError: If the plan does not fit; the model is then untouched.
     """
+    refuse_wrapped(model, "convert")
     laid = plan_or_method
     if not isinstance(laid, Plan):
         laid = plan(model, laid, input_size=input_size, example_inputs=example_inputs)
@@ -220,6 +221,8 @@ def describe(
             says itself.
         example_inputs: As for `plan`.
     """
+    model = unwrapped(model)
+    refuse_wrapped(model, "describe")
     check_loans(model, "describe")
     laid = plan_of(model)
     network = network_of(model)

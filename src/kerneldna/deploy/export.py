@@ -27,6 +27,7 @@ from kerneldna.deploy.settled import settled_mode, settled_way
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels, under
 from kerneldna.network import surgery
 from kerneldna.network.surgery import InputSize
+from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.reading.text import check_file
 from kerneldna.registry import runtimes
 
@@ -129,6 +130,7 @@ def export(
         ways = " or ".join(f"runtime={name!r}" for name in others)
         given = f"the file {path.name!r} was given; {runtime} files end in {target.suffix}"
         raise ValueError(f"{given}, {ways} writes {path.suffix}" if ways else given)
+    refuse_wrapped(model, "export")
     if any(module.training for module in model.modules()):
         raise ValueError("the network is in training mode; call model.eval() before export")
     how = inside.noted(model, part) if preprocessing else None

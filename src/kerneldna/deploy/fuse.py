@@ -27,6 +27,7 @@ from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
 from kerneldna.network.replaceable import why_irreplaceable
+from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.registry import suggest
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def fuse_(
         RuntimeError: If folding changed the outputs by more than 1e-4 of the largest; the model is then as it was. Where float32
             itself is off by about as much, float64 decides, with a warning.
     """
+    refuse_wrapped(model, "fuse")
     whole, model = model, network_of(model)
     check_loans(whole, "fuse")
     _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)

@@ -25,6 +25,7 @@ from kerneldna import timing
 from kerneldna.conversion.convert import set_state
 from kerneldna.deploy import prepare
 from kerneldna.network import surgery
+from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.progress import bar
 from kerneldna.registry import suggest
 
@@ -230,6 +231,7 @@ def _checked(model: nn.Module, images: Tensor, precision: str, rounds: int) -> t
         raise ValueError(suggest("precision", precision, PRECISIONS))
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; a time needs 1 or more")
+    refuse_wrapped(model, "speed up")
     if any(module.training for module in model.modules()):
         raise ValueError(
             "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
 from torch import nn
 
 UNSERVED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -15,7 +14,7 @@ def refuse_unserved(model: nn.Module) -> None:
     """Check that a network has modules that can be replaced.
 
     Raises:
-        ValueError: If it is scripted, quantised or a whole detector; the message names the way.
+        ValueError: If it is quantised or a whole detector; the message names the way.
     """
     kind = type(model).__name__
     detects = type(model).__module__.startswith("torchvision.models.detection")
@@ -23,11 +22,6 @@ def refuse_unserved(model: nn.Module) -> None:
         raise ValueError(
             f"this {kind} is a whole detector, whose parts run on what they find; convert its backbone, "
             "kd.convert_(detector.backbone, ...)"
-        )
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ValueError(
-            f"this {kind} is scripted, so that no layer of it can be replaced; convert the network that it was made of, "
-            "fuse it, and script that"
         )
     quantised = [
         name or kind for name, module in model.named_modules() if ".quantized" in type(module).__module__

@@ -1,0 +1,44 @@
+"""Networks inside a wrapper of PyTorch's: compiled, parallel, scripted."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def inside_of(model: nn.Module) -> str | None:
+    """Return where the network is in `model`: an attribute, or None if it stands by itself."""
+    if "_orig_mod" in model._modules:  # torch.compile's
+        return "_orig_mod"
+    return "module" if isinstance(model, _PARALLEL) else None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network in a compiled or parallel `model`, or that itself."""
+    while inside := inside_of(model):
+        model = getattr(model, inside)
+    return model
+
+
+def refuse_wrapped(model: nn.Module, action: str) -> None:
+    """Check that a network stands by itself, so that its layers can be read, run and replaced one by one.
+
+    Args:
+        model: Any network.
+        action: What is about to be done with it, for the message: "convert".
+
+    Raises:
+        ValueError: If it is compiled, parallel or scripted; the message says where the network is.
+    """
+    kind = type(model).__name__
+    if inside := inside_of(model):
+        raise ValueError(
+            f"{kind} was given, which wraps a network; {action} that, model.{inside}, and wrap it after"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            f"this {kind} is scripted, so that no layer of it can be looked into or replaced; {action} the network that it "
+            "was made of"
+        )

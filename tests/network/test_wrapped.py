@@ -1,0 +1,50 @@
+"""Networks that are compiled, parallel or scripted: every function that looks into one says where the network is."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import kerneldna as kd
+
+WRAPS = {
+    "compiled": lambda model, _: torch.compile(model, backend="eager"),
+    "parallel": lambda model, _: nn.DataParallel(model),
+    "scripted": lambda model, images: torch.jit.trace(model, images),
+}
+WHERE = {
+    "compiled": r"OptimizedModule was given, which wraps a network; {} that, model\._orig_mod, and wrap it after",
+    "parallel": r"DataParallel was given, which wraps a network; {} that, model\.module, and wrap it after",
+    "scripted": r"is scripted, so that no layer of it can be looked into or replaced; {} the network that it was made of",
+}
+ACTIONS = {
+    "convert": lambda model, images, path: kd.convert_(model, kd.KernelDNA(), input_size=images.shape[1:]),
+    "fuse": lambda model, images, path: kd.fuse_(model, probe=images),
+    "compress": lambda model, images, path: kd.compress(model, images, progress=False),
+    "export": lambda model, images, path: kd.export(model, path / "net.onnx", images=images),
+    "speed up": lambda model, images, path: kd.speed_up(model, images),
+    "save": lambda model, images, path: kd.save(model, path / "net"),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_it_is_told_where_the_network_is(wrap, action, tiny, tmp_path):
+    images = torch.randn(2, 3, 16, 16)
+    wrapped = WRAPS[wrap](copy.deepcopy(tiny), images).eval()
+    before = copy.deepcopy(wrapped.state_dict())
+    with pytest.raises(ValueError, match=WHERE[wrap].format(action)):
+        ACTIONS[action](wrapped, images, tmp_path)
+    assert all(torch.equal(before[key], value) for key, value in wrapped.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "parallel"])
+def test_a_description_is_that_of_the_network_inside(wrap, tiny):
+    images = torch.randn(2, 3, 16, 16)
+    wrapped = WRAPS[wrap](copy.deepcopy(tiny), images)
+    assert str(kd.describe(wrapped)) == str(kd.describe(tiny))
+    assert kd.describe(wrapped).method == "kerneldna"
