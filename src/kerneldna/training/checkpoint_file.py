@@ -36,7 +36,9 @@ class _Fingerprint:
 
 
 @dataclass(frozen=True)
-class _Origin:
+class Origin:
+    """What a run was begun with, as its checkpoint notes it."""
+
     data: _Fingerprint
     versions: Mapping[str, str]
     threads: Count
@@ -46,7 +48,7 @@ class _Origin:
 class _Position:
     position: tuple[Count, Count]
     bad_images: Count
-    origin: _Origin | None = None  # 0.1.0 noted none
+    origin: Origin | None = None  # 0.1.0 noted none
 
 
 @dataclass(frozen=True)

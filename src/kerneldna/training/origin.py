@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import torch
 from kerneldna.data.classes import listed
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.fingerprint import differences, fingerprint
-from kerneldna.reading.typed import Count, typed
-from kerneldna.training.checkpoint_file import damaged, read_plain
+from kerneldna.reading.typed import typed
+from kerneldna.training.checkpoint_file import Origin, damaged, read_plain
 
 log = logging.getLogger(__name__)
 
@@ -65,32 +64,11 @@ def continued(data: ImageData, checkpoint: Path) -> ImageData:
     return data
 
 
-@dataclass(frozen=True)
-class _Split:
-    images: Count
-    hashes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Data:
-    classes: tuple[str, ...]
-    train: _Split
-    val: _Split
-    split: str = ""
-
-
-@dataclass(frozen=True)
-class _Origin:
-    data: _Data
-    versions: Mapping[str, str]
-    threads: Count
-
-
 def _noted(checkpoint: Path) -> dict[str, Any] | None:
     content = read_plain(checkpoint)
     try:
         images = typed(content.get("RunImages"), Mapping[str, Any], "RunImages")
-        typed(images.get("origin"), _Origin | None, "RunImages.origin")
+        typed(images.get("origin"), Origin | None, "RunImages.origin")
     except ValueError as error:
         raise damaged(checkpoint, str(error)) from error
     return images.get("origin")
