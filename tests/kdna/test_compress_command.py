@@ -164,12 +164,15 @@ def test_what_it_cannot_do(run, fused, small, tmp_path, words, message):
     assert not (tmp_path / "new" / "compression.json").exists()
 
 
-def test_a_network_alone_is_shown_images_as_it_says_itself(run):
+def test_a_network_alone_is_shown_images_as_it_says_itself(run, tmp_path):
     """A folder of `save` without a recipe: its normalisation and size are noted with it."""
+    same = shutil.copytree(run, tmp_path / "same")  # of all images, as what says nothing of fewer
+    recipe = (same / "recipe.yaml").read_text()
+    (same / "recipe.yaml").write_text(recipe.replace("limit_train: 256", "limit_train: null"))
     said = last_line(
         call("compress", run / "model", "--plan", "--data", "digits", "--images", 32, "--no-progress")
     )
-    whole = last_line(call("compress", run, "--plan", "--images", 32, "--no-progress"))
+    whole = last_line(call("compress", same, "--plan", "--images", 32, "--no-progress"))
     assert said["parameters"] == whole["parameters"]
     assert said["macs"] == whole["macs"]
     assert said["damage"] == pytest.approx(whole["damage"], rel=0.5)
