@@ -8,6 +8,7 @@ L is what the network gives, in a random direction. To first order, changing a l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -49,17 +50,17 @@ def row_weights(
     like = next(model.parameters())
     found: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
+    differing = sum(math.isfinite(variance) for variance in variances)
+
+    given: list[tuple[str, Tensor]] = []
 
     def watch(name: str) -> Any:
-        def hook(layer: nn.Module, _: Any, y: Tensor) -> None:
-            def add(gradient: Tensor) -> None:
-                channels = 1 if isinstance(layer, nn.Conv2d) else gradient.ndim - 1
-                others = [axis for axis in range(gradient.ndim) if axis != channels]
-                total = gradient.double().square().sum(others) / len(images)
-                found[name] = found[name] + total if name in found else total
-
-            if y.requires_grad:
-                y.register_hook(add)
+        def hook(_: nn.Module, __: Any, y: Tensor) -> Tensor:
+            if not y.requires_grad:  # behind a stem that runs without gradients, say: they begin here
+                y = y.detach().requires_grad_()
+            given.append((name, y))
+            with torch.enable_grad():
+                return y.clone()  # an activation behind it may overwrite what it gets
 
         return hook
 
@@ -67,14 +68,23 @@ def row_weights(
         for name in layers:
             hooks.callback(surgery.get(model, name).register_forward_hook(watch(name)).remove)
         for batch in bar(images.split(BATCH), text="Measuring what matters", on=progress):
-            x = batch.to(like.device, like.dtype).requires_grad_()
-            leaves = [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
-            loss: Any = 0.0
+            given.clear()
+            answer = model(batch.to(like.device, like.dtype))
+            leaves = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
+            loss: Any = torch.zeros((), device=like.device)
             for leaf, variance in zip(leaves, variances, strict=True):
-                direction = torch.randn(leaf.shape, generator=generator) / (variance * len(leaves)) ** 0.5
-                loss = loss + (direction.to(leaf) * leaf).sum()
-            if loss.requires_grad:
-                torch.autograd.grad(loss, x, allow_unused=True)
+                if leaf.requires_grad and math.isfinite(variance):
+                    direction = torch.randn(leaf.shape, generator=generator) / (variance * differing) ** 0.5
+                    loss = loss + (direction.to(leaf) * leaf).sum()
+            names, ys = zip(*given, strict=True)
+            if not loss.requires_grad:
+                continue
+            for name, gradient in zip(names, torch.autograd.grad(loss, ys, allow_unused=True), strict=True):
+                if gradient is not None:
+                    channels = 1 if isinstance(surgery.get(model, name), nn.Conv2d) else gradient.ndim - 1
+                    others = [axis for axis in range(gradient.ndim) if axis != channels]
+                    total = gradient.double().square().sum(others) / len(images)
+                    found[name] = found[name] + total if name in found else total
     return {name: weight for name, weight in found.items() if weight.isfinite().all() and weight.any()}
 
 
