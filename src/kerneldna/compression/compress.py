@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kerneldna.compression.images import Images, spread
+from kerneldna.compression.damage import damage
+from kerneldna.compression.images import Images, answers, spread
 from kerneldna.compression.joint import refit_bases_
-from kerneldna.compression.measure import IMAGES, KINDS, Measured, measure
+from kerneldna.compression.measure import DAMAGE_IMAGES, IMAGES, KINDS, Measured, measure
 from kerneldna.compression.plan import CompressionPlan, check_budget, planned
 from kerneldna.compression.refine import images_at_once, refine_
 from kerneldna.conversion import reparameterize
@@ -33,7 +35,7 @@ def compress(
     of: str = "parameters",
     refine: bool | int = True,
     layers: str | Sequence[str] = "*",
-    kinds: Sequence[str] = KINDS,
+    kinds: str | Sequence[str] = KINDS,
     classifier: bool = False,
     limit: int = IMAGES,
     cache: str | Path | None = None,
@@ -53,7 +55,7 @@ def compress(
         of: What it is a share of: "parameters" or "macs", the multiply-accumulates for one image.
         refine: Refit on what the compressed network sees itself. A number is that of rounds: the first is of mixes, biases and
             BatchNorm statistics, layer by layer, each further one of the bases too. True is two.
-        layers: Which layers may change: their names, or patterns such as "layer3.*".
+        layers: Which layers may change: names of them or of what they are in, or patterns such as "layer3.*".
         kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
         classifier: Whether the last Linear may change too.
         limit: How many images are looked at, at most.
@@ -69,6 +71,7 @@ def compress(
         >>> small = kd.compress(model, images, budget=0.5)  # doctest: +SKIP
     """
     check_budget(budget, of)
+    rounds_of(refine)
     measured = measure(
         model,
         images,
@@ -131,7 +134,7 @@ def refined_(
     refine: bool | int = True,
     progress: bool = True,
 ) -> nn.Module:
-    """Refit a compressed network on what it sees itself, in place.
+    """Refit a compressed network on what it sees itself, in place. The round that damages the answers least is kept, or none.
 
     Args:
         measured: The network and what was measured on it.
@@ -140,9 +143,32 @@ def refined_(
         refine: As for `carried_out`.
         progress: Show progress bars.
     """
-    for done in range(ROUNDS if refine is True else refine):
+    if not (rounds := rounds_of(refine)):
+        return small
+    tried = spread(measured.images, DAMAGE_IMAGES)
+    expected = answers(measured.model, tried)
+    found = [damage(expected, answers(small, tried))]
+    best = copy.deepcopy(small.state_dict())
+    for done in range(rounds):
         refine_once_(measured, laid, small, bases=done > 0, progress=progress)
+        found.append(damage(expected, answers(small, tried)))
+        if found[-1] <= min(found):
+            best = copy.deepcopy(small.state_dict())
+    log.info("damage as fitted and after each round: %s", ", ".join(f"{each:.4f}" for each in found))
+    if min(found) < found[-1]:
+        small.load_state_dict(best)
     return small
+
+
+def rounds_of(refine: bool | int) -> int:
+    """Return how many rounds of refinement were asked for.
+
+    Raises:
+        ValueError: If it is no number of rounds.
+    """
+    if not isinstance(refine, int) or refine < 0:
+        raise ValueError(f"refine is {refine!r}; expected True, False, or a number of rounds, 0 or more")
+    return ROUNDS if refine is True else int(refine)
 
 
 def refine_once_(

@@ -7,7 +7,7 @@ centred. For given mixes d solves, by conjugate gradients with z = F u^, v = B u
 
     sum_l M_l' G_l M_l d S_l = sum_l M_l' G_l (E[y z'] - M_l E[v z'])
 
-and for a given basis the mixes are a regression.
+and for a given basis the mixes are a regression. Biases follow from the means.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def refit_bases_(
     *,
     progress: bool = True,
 ) -> None:
-    """Refit the bases and mixes of a compressed network, in place. `refine_` then follows with biases and statistics.
+    """Refit the bases and mixes of a compressed network, in place. `refine_` then follows with statistics.
 
     Args:
         original: The network before, in eval mode.
@@ -72,7 +72,7 @@ def _refit_(small: nn.Module, group: Sequence[str], sums: Sequence[_Sums]) -> No
     layers: list[Mixed[Any]] = [_layer(small, name) for name in group]
     rank, filters = len(layers[0].filters), layers[0].shape[0]
     mixes = [layer.mix.double() for layer in layers]
-    parts = [each.moments() for each in sums]  # covariances of (z, v, y)
+    parts, means = zip(*(each.moments() for each in sums), strict=True)  # covariances and means of (z, v, y)
     width = len(parts[0]) - rank - filters
     z, v, y = slice(0, width), slice(width, width + rank), slice(width + rank, None)
     weights = [1 / (p[y, y].diagonal() + 1e-6 * p[y, y].diagonal().mean() + 1e-30) for p in parts]
@@ -98,12 +98,15 @@ def _refit_(small: nn.Module, group: Sequence[str], sums: Sequence[_Sums]) -> No
             wanted = p[v, y] + step @ p[z, y]
             seen = seen + RIDGE * seen.diagonal().mean() * torch.eye(rank).to(seen)
             mixes[place] = torch.cholesky_solve(wanted, cholesky(seen)).T
+    biases = [m[y] - mix @ (m[v] + step @ m[z]) for mix, m in zip(mixes, means, strict=True)]
     frame = sums[0].frame
     basis = layers[0].filters.flatten(1).double() + (step if frame is None else step @ frame.double())
     basis, mixes = balanced(basis, mixes)
     if basis.isfinite().all() and all(mix.isfinite().all() for mix in mixes):
-        for layer, mix in zip(layers, mixes, strict=True):
+        for layer, mix, bias in zip(layers, mixes, biases, strict=True):
             layer.set_kernels_(basis.view_as(layer.filters), mix)
+            if layer.bias is not None:
+                layer.bias.copy_(bias)
 
 
 def conjugate_gradients(
@@ -151,9 +154,9 @@ class _Sums:
         self.total = self.total + row.sum(0, dtype=torch.float64)
         self.squares = self.squares + (row.T @ row).double()
 
-    def moments(self) -> Tensor:
+    def moments(self) -> tuple[Tensor, Tensor]:
         mean = self.total / self.count
-        return self.squares / self.count - torch.outer(mean, mean)
+        return self.squares / self.count - torch.outer(mean, mean), mean
 
     def _places(self, x: Tensor, call: int) -> Tensor:
         return places(self.replaced, x, most=POSITIONS, seed=f"{self.name} {call}")

@@ -5,6 +5,8 @@
 One run takes all images at once, so that each layer is refitted before the next one sees anything. Biases follow from the means.
 A BatchNorm's statistics are changed by as much as compression changed its input on these images: it stays one of the network's
 training data, not of the images.
+
+A layer or BatchNorm that runs several times stays as it was fitted, on all its runs: here it would be refitted to its first alone.
 """
 
 from __future__ import annotations
@@ -45,47 +47,56 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
     like = next(original.parameters())
     mixed = {name: part for name, part in small.named_modules() if isinstance(part, Mixed)}
     norms = {name: part for name, part in small.named_modules() if _has_statistics(part)}
-    targets: dict[str, list[Tensor]] = {name: [] for name in mixed}
+    targets: dict[str, list[Tensor]] = {}
     moments: dict[str, _Moments] = {name: _Moments() for name in norms}
-
-    ran: set[str] = set()  # in this batch: of a module that runs several times, the first is noted
 
     def note(name: str) -> Any:
         def hook(layer: Any, given: tuple[Tensor, ...], y: Tensor) -> None:
-            if name in ran:
-                return
-            ran.add(name)
-            at = places(layer, given[0], most=POSITIONS, seed=f"{name} {len(targets[name])}")
-            targets[name].append(outputs(layer, y, at).float())
+            if name in targets:
+                several.add(name)
+            else:
+                parts = zip(_parts(given[0], len(images)), _parts(y, len(images)), strict=True)
+                targets[name] = [
+                    outputs(layer, y, places(layer, x, most=POSITIONS, seed=f"{name} {place}")).float()
+                    for place, (x, y) in enumerate(parts)
+                ]
+                next(noted, None)
 
         return hook
 
     def note_norm(name: str) -> Any:
-        def hook(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-            if name not in ran:
-                ran.add(name)
-                moments[name].add(norm, given)
+        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if moments[name].count:
+                several.add(name)
+            else:
+                moments[name].add(given[0])
 
         return hook
 
+    several: set[str] = set()  # what runs several times sees more than when it is refitted, at its first
+    noted = iter(bar(range(len(mixed)), text="Noting what layers give", on=progress))
+    done = iter(bar(range(len(mixed)), text="Refining layer by layer", on=progress))
+    # both run all images at once, so that whatever a network makes of the first axis is alike in both
+    x = images.to(like.device, like.dtype)
     with ExitStack() as hooks:
         for name in mixed:
             hooks.callback(surgery.get(original, name).register_forward_hook(note(name)).remove)
         for name in norms:
             hooks.callback(surgery.get(original, name).register_forward_pre_hook(note_norm(name)).remove)
-        for batch in bar(images.split(BATCH), text="Noting what layers give", on=progress):
-            ran.clear()
-            original(batch.to(like.device, like.dtype))
-    done = iter(bar(range(len(mixed)), text="Refining layer by layer", on=progress))
+        original(x)
+    next(noted, None)
+    for name in several:
+        targets.pop(name, None)
+        moments.pop(name, None)
     with ExitStack() as hooks:
         for name, layer in mixed.items():
             replaced = surgery.get(original, name)
-            hook = _refitting(layer, replaced, name, targets, lambda: next(done, None))
+            hook = _refitting(layer, replaced, name, targets, len(images), lambda: next(done, None))
             hooks.callback(layer.register_forward_pre_hook(hook).remove)
-        for name, norm in norms.items():
-            hook = _following(surgery.get(original, name), moments[name])
-            hooks.callback(norm.register_forward_pre_hook(hook).remove)
-        small(images.to(like.device, like.dtype))
+        for name, before in moments.items():
+            hook = _following(surgery.get(original, name), before)
+            hooks.callback(norms[name].register_forward_pre_hook(hook).remove)
+        small(x)
     next(done, None)
 
 
@@ -96,19 +107,24 @@ def images_at_once(traced: Trace) -> int:
 
 
 def _refitting(
-    layer: Mixed[Any], replaced: Any, name: str, targets: dict[str, list[Tensor]], done: Callable[[], object]
+    layer: Mixed[Any],
+    replaced: Any,
+    name: str,
+    targets: dict[str, list[Tensor]],
+    images: int,
+    done: Callable[[], object],
 ) -> Any:
     def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         wanted = targets.pop(name, None)
-        if not wanted:  # it runs a second time, with the mix of the first
+        if not wanted:
             return
         filters = layer.filters.flatten(1).float()
         rank = len(filters)
         inner, cross = torch.zeros(rank, rank).double(), torch.zeros(rank, layer.shape[0]).double()
         v_sum, y_sum, count = torch.zeros(rank).double(), torch.zeros(layer.shape[0]).double(), 0
         inner, cross, v_sum, y_sum = (each.to(filters.device) for each in (inner, cross, v_sum, y_sum))
-        for call, (x, y) in enumerate(zip(given[0].split(BATCH), wanted, strict=True)):
-            at = places(replaced, x, most=POSITIONS, seed=f"{name} {call}")
+        for place, (x, y) in enumerate(zip(_parts(given[0], images), wanted, strict=True)):
+            at = places(replaced, x, most=POSITIONS, seed=f"{name} {place}")
             v = columns(replaced, x, at).float() @ filters.T
             inner += (v.T @ v).double()
             cross += (v.T @ y).double()
@@ -135,8 +151,7 @@ def _following(original: Any, before: _Moments) -> Any:
             return
         mean, variance = before.mean_and_variance()
         now = _Moments()
-        for part in given[0].split(BATCH):
-            now.add(norm, (part,))
+        now.add(given[0])
         new_mean, new_variance = now.mean_and_variance()
         # mean and variance of what comes out are then those of the original on these images
         floor = 1e-12 * variance.mean().clamp_min(1e-30)
@@ -157,18 +172,23 @@ class _Moments:
         self.total: Any = 0.0
         self.squares: Any = 0.0
 
-    def add(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        x = given[0].detach()
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        count = x.numel() // x.shape[1]
-        variance, mean = (each.double() for each in torch.var_mean(x.float(), axes, correction=0))
-        self.count += count
-        self.total = self.total + count * mean
-        self.squares = self.squares + count * (variance + mean.square())
+    def add(self, maps: Tensor) -> None:
+        axes = [axis for axis in range(maps.ndim) if axis != 1]
+        for x in maps.split(BATCH):
+            count = x.numel() // x.shape[1]
+            variance, mean = (each.double() for each in torch.var_mean(x.float(), axes, correction=0))
+            self.count += count
+            self.total = self.total + count * mean
+            self.squares = self.squares + count * (variance + mean.square())
 
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         mean = self.total / self.count
         return mean, (self.squares / self.count - mean.square()).clamp_min(0)
+
+
+def _parts(x: Tensor, images: int) -> tuple[Tensor, ...]:
+    """Split what a layer sees or gives into batches; its first axis may hold windows or tokens, several of an image."""
+    return x.split(BATCH * max(1, len(x) // images))
 
 
 def _has_statistics(module: nn.Module) -> bool:
