@@ -175,7 +175,8 @@ def test_biases_follow_the_means(seen):
         ("", {"budget": 50}, "budget is 50; expected"),
         ("", {"of": "parameter"}, "unknown measure of size 'parameter'; did you mean 'parameters'"),
         ("", {"kinds": ["dens"]}, "unknown kind of layer 'dens'; did you mean 'dense'"),
-        ("", {"layers": "layer9.*"}, "has no dense or pointwise or linear layer to compress among layer9"),
+        ("", {"layers": "layer9.*"}, r"unknown convolution or Linear in layers=...: 'layer9.\*'"),
+        ("", {"layers": "head"}, "has no dense or pointwise or linear layer to compress among head"),
     ],
 )
 def test_what_cannot_be_compressed(trained, seen, change: str, options, message: str):

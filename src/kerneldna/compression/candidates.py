@@ -23,7 +23,7 @@ class Candidate:
     Attributes:
         layers: Their qualified names, in execution order.
         shape: Of each kernel.
-        positions: Of each layer's output map: how often its kernel is multiplied for one image.
+        positions: How often each layer's kernel is multiplied for one image: its output maps' places, all its calls together.
     """
 
     layers: tuple[str, ...]
@@ -84,7 +84,7 @@ def find_candidates(
             continue
         maps = call.input[2:] if len(call.input) == 4 and isinstance(layer, nn.Conv2d) else call.input[1:-1]
         stage = stages.get(call.name, maps)
-        positions[call.name] = prod(call.output) // layer.weight.shape[0]
+        positions[call.name] = call.numbers // layer.weight.shape[0]
         alike.setdefault((stage, type(layer), tuple(layer.weight.shape)), []).append(call.name)
     candidates = []
     for (_, _, shape), names in alike.items():

@@ -16,17 +16,18 @@ Images = Tensor | Iterable[Any]
 BATCH = 16
 
 
-def gathered(model: nn.Module, images: Images, *, limit: int) -> Tensor:
+def gathered(images: Images, *, limit: int) -> Tensor:
     """Return the first images, `(N, C, H, W)`, on the CPU.
 
     Args:
-        model: The network that they are for.
         images: A tensor `(N, C, H, W)`, or a loader of such batches or of (images, labels).
         limit: How many at most.
 
     Raises:
-        ValueError: If there is none, they are no images, or of several sizes, or the network does not take them.
+        ValueError: If there is none, they are no images, of several sizes, or not finite.
     """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; expected how many images to look at, 1 or more")
     found: list[Tensor] = []
     for batch in [images] if isinstance(images, Tensor) else images:
         x = images_of(batch, said="images gave")
@@ -35,17 +36,13 @@ def gathered(model: nn.Module, images: Images, *, limit: int) -> Tensor:
                 f"images of {tuple(found[0].shape[1:])} and {tuple(x.shape[1:])} were given; give all one size, by a resize and "
                 "a crop as in evaluation"
             )
-        found.append(x[: limit - sum(map(len, found))].detach().cpu())
+        # a loader may fill the same memory again
+        found.append(x[: limit - sum(map(len, found))].detach().to("cpu", copy=True))
         if sum(map(len, found)) >= limit:
             break
     if not sum(map(len, found)):
         raise ValueError("no image was given; pass some hundred training images, or a loader of them")
     x = torch.cat(found)
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.in_channels != x.shape[1]:
-        raise ValueError(
-            f"images of {x.shape[1]} channels were given; this {type(model).__name__} takes {first.in_channels}"
-        )
     if not x.isfinite().all():
         raise ValueError("images with numbers that are not finite were given; check how they are read")
     return x
@@ -63,14 +60,22 @@ def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
     """Return what a network gives for images, each of its outputs `(N, ...)`, in float32 on the CPU.
 
     Raises:
+        ValueError: If it gives no tensors with a row for every image.
         RuntimeError: If a number of it is not finite.
     """
     like = next(model.parameters())
     parts: list[list[Tensor]] = []
     with surgery.evaluating(model):
         for batch in images.split(BATCH):
-            leaves = tree_leaves(model(batch.to(like.device, like.dtype)))
-            parts.append([leaf.float().cpu() for leaf in leaves if isinstance(leaf, Tensor)])
+            answer = model(batch.to(like.device, like.dtype))
+            leaves = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
+            if not leaves or any(leaf.shape[:1] != batch.shape[:1] for leaf in leaves):
+                shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or f"a {type(answer).__name__}"
+                raise ValueError(
+                    f"this {type(model).__name__} gives {shapes} for {len(batch)} images; expected tensors (N, ...), alone or in "
+                    "tuples, lists or dicts"
+                )
+            parts.append([leaf.float().cpu() for leaf in leaves])
     found = [torch.cat(each) for each in zip(*parts, strict=True)]
     if not all(bool(each.isfinite().all()) for each in found):
         raise RuntimeError(

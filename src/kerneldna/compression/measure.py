@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ def measure(
     images: Images,
     *,
     layers: str | Sequence[str] = "*",
-    kinds: Sequence[str] = KINDS,
+    kinds: str | Sequence[str] = KINDS,
     classifier: bool = False,
     limit: int = IMAGES,
     cache: str | Path | None = None,
@@ -82,7 +84,7 @@ def measure(
     Args:
         model: A network in eval mode, not converted.
         images: A tensor `(N, C, H, W)` of some hundred training images, or a loader of such batches or of (images, labels).
-        layers: Which layers may change: their names, or patterns such as "layer3.*".
+        layers: Which layers may change: names of them or of what they are in, or patterns such as "layer3.*".
         kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
         classifier: Whether the last Linear may change too.
         limit: How many images are looked at, at most.
@@ -90,30 +92,29 @@ def measure(
         progress: Show progress bars.
 
     Raises:
-        ValueError: If the network is in training mode, converted or fused already, or has no layer to compress, a kind is unknown,
-            or the images are not some that it takes.
+        ValueError: If the network is in training mode, converted or fused already, or has no layer to compress, a kind or layer is
+            unknown, the images are not some that it takes, or it answers them all alike.
         RuntimeError: If its answers are not finite.
     """
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    patterns = [layers] if isinstance(layers, str) else layers
     _check(model, kinds)
-    x = gathered(model, images, limit=limit)
-    channels, height, width = x.shape[1:]
-    skeleton = surgery.skeleton(model)
-    traced = replace(surgery.trace(skeleton, (channels, height, width)), irreplaceable=irreplaceable(model))
-    patterns = [layers] if isinstance(layers, str) else list(layers)
+    wanted = _named(model, patterns)
+    x = gathered(images, limit=limit)
+    runs, traced = _traced(model, x)
+    tried = spread(x, DAMAGE_IMAGES)
+    with _noting(model) as called:
+        expected = answers(model, tried)
+    apart = dict.fromkeys(wanted - called, "it does not run by itself, on one tensor")
+    traced = replace(traced, irreplaceable={**apart, **irreplaceable(model)})
     found, skipped = find_candidates(
-        skeleton,
-        traced,
-        kinds=kinds,
-        classifier=classifier,
-        wanted=lambda name: any(fnmatchcase(name, p) for p in patterns),
+        runs, traced, kinds=kinds, classifier=classifier, wanted=wanted.__contains__
     )
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no {' or '.join(kinds)} layer to compress among {', '.join(patterns)}"
             + "".join(f"; {skip.name}: {skip.reason}" for skip in skipped[:3])
         )
-    tried = spread(x, DAMAGE_IMAGES)
-    expected = answers(model, tried)
     names = [name for candidate in found for name in candidate.layers]
     store = Cache(cache, model, x)
     matters = store.get("weights", names)
@@ -161,6 +162,54 @@ def _check(model: nn.Module, kinds: Sequence[str]) -> None:
         raise ValueError(
             f"this {type(model).__name__} is converted already ({method}); compress the network as it was before"
         )
+
+
+def _named(model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """Return the names of the convolutions and Linears that patterns stand for, or that are in what they stand for.
+
+    Raises:
+        ValueError: If a pattern stands for none.
+    """
+    named = [name for name, part in model.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    found: set[str] = set()
+    for pattern in patterns:
+        hit = {name for name in named if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
+        if not hit:
+            near = suggest("convolution or Linear in layers=...:", pattern, named)
+            raise ValueError(f"{near}; write a qualified name, or a pattern such as 'layer3.*'")
+        found |= hit
+    return found
+
+
+def _traced(model: nn.Module, images: Tensor) -> tuple[nn.Module, Trace]:
+    channels, height, width = images.shape[1:]
+    try:
+        return surgery.first_run(model, surgery.skeleton(model), (channels, height, width))
+    except ValueError as error:
+        if (taken := surgery.input_size_of(model)[0]) == channels:
+            raise
+        raise ValueError(
+            f"images of {channels} channels were given; this {type(model).__name__} takes {taken}"
+        ) from error
+
+
+@contextmanager
+def _noting(model: nn.Module) -> Iterator[set[str]]:
+    """Yield the names of the layers that are called with a tensor inside the block, as what is to see their inputs needs them."""
+    called: set[str] = set()
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+            if given and isinstance(given[0], Tensor):
+                called.add(name)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, part in model.named_modules():
+            if isinstance(part, (nn.Conv2d, nn.Linear)):
+                hooks.callback(part.register_forward_pre_hook(note(name)).remove)
+        yield called
 
 
 def _spectra(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -155,8 +156,9 @@ def planned(measured: Measured, *, budget: float = 0.5, of: str = "parameters") 
     whole = sum(float(curve.costs[-1]) for each in sets for curve in each[0])
     fixed = total - whole
     if fixed + least(sets) > budget * total:
+        reached = _rounded_up((fixed + least(sets)) / total)
         raise ValueError(
-            f"a budget of {budget:g} of the {_said(of)} is out of reach: {(fixed + least(sets)) / total:.3f} are left with one "
+            f"a budget of {budget:g} of the {_said(of)} is out of reach: {reached} are left with one "
             f"filter in every basis, {fixed / total:.3f} of them in what is not compressed; raise the budget"
         )
     chosen = _sets(measured, spend(sets, budget * total - fixed))
@@ -255,6 +257,11 @@ def _damage(sets: Sequence[Set]) -> float:
 
 def _names(layers: Sequence[str]) -> str:
     return layers[0] if len(layers) == 1 else f"{layers[0]} + {len(layers) - 1}"
+
+
+def _rounded_up(share: float) -> str:
+    """Return a share as text that is a budget in reach if the share is."""
+    return f"{min(1.0, math.ceil(1000 * share) / 1000):.3f}"
 
 
 def _said(of: str) -> str:

@@ -6,7 +6,8 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class Call:
     name: str
     input: tuple[int, ...]
     output: tuple[int, ...]
+    numbers: int  # of the outputs of all its calls
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,6 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
     calls: dict[str, Call] = {}
     handles = []
     kept = irreplaceable(model)  # before this function's own hooks
-
     following = LineageMode()
 
     def note(name: str) -> Any:
@@ -156,7 +157,8 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
                 following.note(name, args, output)
             shapes = [tuple(t.shape) for t in tree_leaves((args, output)) if isinstance(t, Tensor)]
             if shapes:
-                calls.setdefault(name, Call(name, shapes[0], shapes[-1]))
+                first = calls.get(name, Call(name, shapes[0], shapes[-1], 0))
+                calls[name] = replace(first, numbers=first.numbers + prod(shapes[-1]))
 
         return hook
 
