@@ -6,9 +6,40 @@ import copy
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 import kerneldna as kd
 from kerneldna.training.imitation import Imitation, total
+
+
+class Stream(IterableDataset):
+    """Images of which nobody knows how many come."""
+
+    def __iter__(self):
+        return iter(torch.randn(8, 3, 32, 32))
+
+
+class Once(list):
+    """Batches that come once."""
+
+    def __iter__(self):
+        while self.batches:
+            yield self.batches.pop()
+
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.batches = batches
+
+
+class Answering(torch.nn.Module):
+    """A network whose answer is made into something else."""
+
+    def __init__(self, network, answer):
+        super().__init__()
+        self.network, self.answer = network, answer
+
+    def forward(self, x):
+        return self.answer(self.network(x), self.training)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +122,11 @@ def test_the_terms_are_what_the_formulas_say(student, teacher, images):
         ({"images": torch.zeros(0, 3, 32, 32)}, "there is no image to distill on"),
         ({"images": [torch.zeros(3, 32)]}, r"a batch is \(3, 32\); expected images"),
         ({"images": iter([])}, "can be gone through once an epoch"),
+        ({"images": DataLoader(Stream(), 8)}, "a DataLoader without a length was given"),
+        ({"images": Once([torch.randn(4, 3, 32, 32)])}, "gave no batch in epoch 2"),
+        ({"epochs": -1}, "epochs is -1; expected a whole number, 0 or more"),
+        ({"epochs": 1.5}, "epochs is 1.5; expected"),
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number, 1 or more"),
         ({"temperature": 0.0}, "temperature is 0 and features 1"),
         ({"images": torch.full((8, 3, 32, 32), torch.nan)}, "the loss is nan in epoch 1, step 1; lower lr"),
     ],
@@ -106,3 +142,88 @@ def test_other_classes_and_the_student_itself(student, teacher, images):
         kd.distill(student, teacher=other, images=images)
     with pytest.raises(ValueError, match="teacher and student are one network"):
         kd.distill(student, teacher=student, images=images)
+
+
+def test_what_the_student_must_be(student, teacher, images):
+    with pytest.raises(
+        ValueError, match=r"is torch.float16, .*distill student.float\(\), and convert it after"
+    ):
+        kd.distill(copy.deepcopy(student).half(), teacher=teacher, images=images)
+    with pytest.raises(ValueError, match=r"no parameter that trains; call student.requires_grad_\(True\)"):
+        kd.distill(copy.deepcopy(student).requires_grad_(False), teacher=teacher, images=images)
+    alike = copy.deepcopy(teacher)
+    alike.fc = teacher.fc
+    with pytest.raises(ValueError, match=r"share parameters \('fc.weight'\), which would train in both"):
+        kd.distill(alike, teacher=teacher, images=images)
+    auxiliary = Answering(student, lambda y, training: (y, y) if training else y)
+    with pytest.raises(
+        ValueError, match="the student gives a tuple in training mode; expected a tensor of logits"
+    ):
+        kd.distill(auxiliary, teacher=teacher, images=images)
+
+
+def test_a_batch_that_is_not_finite_spoils_nothing(student, teacher, images):
+    calls = []
+
+    def spoil(gradient):
+        calls.append(gradient)
+        return gradient * (torch.inf if len(calls) == 2 else 1)
+
+    for bad, said in (
+        (torch.full((8, 3, 32, 32), torch.nan), "the loss is nan"),
+        (images[:8], "the gradient is"),
+    ):
+        twin = copy.deepcopy(student)
+        kd.distill(twin, teacher=teacher, images=[images[:8]], epochs=1, seed=1)
+        broken = copy.deepcopy(student)
+        if "gradient" in said:
+            broken.fc.bias.register_hook(spoil)
+        with pytest.raises(RuntimeError, match=f"{said}.* in epoch 1, step 2; lower lr"):
+            kd.distill(broken, teacher=teacher, images=[images[:8], bad], epochs=1, seed=1, lr=1e-3)
+        assert all(torch.equal(a, b) for a, b in zip(twin.buffers(), broken.buffers(), strict=True))
+        assert all(p.isfinite().all() and p.grad is None for p in broken.parameters())
+        assert not broken.training
+
+
+def test_a_last_batch_of_one_image_is_left_out(student, teacher, images):
+    twin = copy.deepcopy(student)
+    for network, loader in ((student, [images[:32], images[32:]]), (twin, images[:32].split(32))):
+        kd.distill(network, teacher=teacher, images=loader, epochs=2)
+    assert all(p.isfinite().all() for p in student.parameters())
+    assert not torch.equal(student.fc.weight, teacher.fc.weight)
+    with pytest.raises(ValueError, match="batches of one image were given.*give batches of 2 or more"):
+        kd.distill(copy.deepcopy(teacher), teacher=teacher, images=images[:1])
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_output_alone_is_learnt(images, flat):
+    """The softmax of one output is always 1: it would say nothing."""
+    torch.manual_seed(0)
+    teacher = kd.create_model("resnet18", width=0.125, num_classes=1).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student.fc.weight.mul_(0.5)
+        student.fc.bias.add_(1.0)
+    if flat:
+        teacher, student = (Answering(each, lambda y, _: y[:, 0]) for each in (teacher, student))
+    before = gap(student, teacher, images)
+    assert before > 1
+    kd.distill(student, teacher=teacher, images=images, epochs=12, lr=3e-2, features=0.0, batch_size=16)
+    assert gap(student, teacher, images) < 0.5 * before
+    assert gap(student, teacher, images[:1]) < 1e6
+
+
+def test_a_teacher_in_half_precision(student, teacher, images):
+    half = gap(student, copy.deepcopy(teacher).half(), images)
+    assert half == pytest.approx(gap(student, teacher, images), rel=0.02)
+
+
+def test_the_rate_of_a_loader_longer_than_it_says_does_not_rise_again(student, teacher, images):
+    class Long(list):
+        def __len__(self):
+            return 1
+
+    after_one = copy.deepcopy(student)
+    kd.distill(after_one, teacher=teacher, images=[images[:8]], epochs=1)
+    kd.distill(student, teacher=teacher, images=Long([images[:8]] * 4), epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(after_one.parameters(), student.parameters(), strict=True))

@@ -62,20 +62,21 @@ def distill(
         The same `student`, in eval mode.
 
     Raises:
-        ValueError: If there is no image, the teacher is the student, or the networks differ in their outputs.
-        RuntimeError: If the loss is not finite; the student is then as it was at that step.
+        ValueError: If there is no image, the teacher is the student or shares parameters with it, the student has none that train,
+            or in half precision, or the networks differ in their outputs.
+        RuntimeError: If the loss or a gradient is not finite; the student is then as it was before that step.
     """
     check_loans(student, "distill")
-    if teacher is student:
-        raise ValueError(
-            "teacher and student are one network; pass the network that the student was made of as teacher"
-        )
+    _check(student, teacher, epochs=epochs, batch_size=batch_size)
     groups = parameter_groups(student, decay_norm_and_bias=False)
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     imitation = Imitation(teacher, temperature=temperature, features=features)
     imitation.to(next(student.parameters()).device)
     loader = _loader(images, batch_size, torch.Generator().manual_seed(seed))
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+    steps = max(1, epochs * len(loader))
+    cosine = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * min(1, step / steps))) / 2
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student.train()
@@ -83,35 +84,102 @@ def distill(
             for epoch in range(1, epochs + 1):
                 losses = []
                 text = f"distill, epoch {epoch} of {epochs}"
+                most = 0
                 for x in batches(student, loader, text=text, progress=progress, said="a batch is"):
-                    _, terms = imitation.compare(student, x)
-                    loss = total(terms)
-                    losses.append(loss.item())
-                    if not math.isfinite(losses[-1]):
-                        raise RuntimeError(
-                            f"the loss is {losses[-1]} in epoch {epoch}, step {len(losses)}; lower lr ({lr:g}), and check that the "
-                            "images and the teacher's outputs are finite"
-                        )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
+                    most = max(most, len(x))
+                    if (
+                        len(x) > 1 or most == 1
+                    ):  # BatchNorm may have nothing to normalise the one of a last batch by
+                        losses.append(_step(student, imitation, x, optimizer, place=(epoch, len(losses) + 1)))
                     cosine.step()
+                if not losses:
+                    raise ValueError(
+                        f"images gave no batch in epoch {epoch}; give a tensor, or a loader that can be gone through once an epoch"
+                    )
                 log.info("distilled epoch %d of %d: loss %.4f", epoch, epochs, mean(losses))
         finally:
+            optimizer.zero_grad(set_to_none=True)
             student.eval()
     return student
 
 
+def _step(
+    student: nn.Module,
+    imitation: Imitation,
+    x: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    place: tuple[int, int],
+) -> float:
+    """Train on a batch and return the loss; one that is not finite changes nothing."""
+    kept = [(buffer, buffer.clone()) for buffer in student.buffers()]
+    try:
+        loss = total(imitation.compare(student, x)[1])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        sizes = {"loss": loss.item(), "gradient": float(torch.nn.utils.get_total_norm(gradients))}
+        for name, size in sizes.items():
+            if not math.isfinite(size):
+                epoch, step = place
+                raise RuntimeError(
+                    f"the {name} is {size} in epoch {epoch}, step {step}; lower lr ({optimizer.defaults['lr']:g}), and check that "
+                    "the images and the teacher's outputs are finite"
+                )
+    except Exception as error:
+        with torch.no_grad():
+            for buffer, before in kept:  # running statistics, which every run in training mode changes
+                buffer.copy_(before)
+        if len(x) == 1 and "more than 1 value per channel" in str(error):
+            raise ValueError(
+                "batches of one image were given, of which BatchNorm sees maps of one pixel and has nothing to normalise by; give "
+                "batches of 2 or more"
+            ) from error
+        raise
+    optimizer.step()
+    return sizes["loss"]
+
+
+def _check(student: nn.Module, teacher: nn.Module, *, epochs: int, batch_size: int) -> None:
+    for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value}; expected a whole number, {least} or more")
+    if teacher is student:
+        raise ValueError(
+            "teacher and student are one network; pass the network that the student was made of as teacher"
+        )
+    trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    held = {id(parameter) for parameter in teacher.parameters()}
+    if both := next((name for name, p in trained.items() if id(p) in held), None):
+        raise ValueError(
+            f"teacher and student share parameters ({both!r}), which would train in both; make the student of a copy.deepcopy"
+        )
+    if not trained:
+        raise ValueError("the student has no parameter that trains; call student.requires_grad_(True) first")
+    if short := next((n for n, p in trained.items() if p.dtype in (torch.float16, torch.bfloat16)), None):
+        raise ValueError(
+            f"the student's {short!r} is {trained[short].dtype}, in which small steps of training are lost; distill "
+            "student.float(), and convert it after"
+        )
+
+
 def _loader(images: Tensor | Iterable[Any], size: int, draws: torch.Generator) -> Any:
     """Return something that gives the batches of an epoch each time it is gone through, and knows how many."""
-    if hasattr(images, "__len__") and not len(images):  # pyright: ignore[reportArgumentType]
+    try:
+        count = len(images)  # pyright: ignore[reportArgumentType]
+    except TypeError:  # a DataLoader of an IterableDataset has a length that it does not know
+        count = None
+    if count == 0:
         raise ValueError("there is no image to distill on; give a tensor, or a loader of batches")
     if isinstance(images, Tensor):
         # a last batch of one image would give BatchNorm nothing to normalise by
         odd = len(images) > size and len(images) % size == 1
         return DataLoader(TensorDataset(images), size, shuffle=True, generator=draws, drop_last=odd)
-    if not hasattr(images, "__len__"):
+    if count is None:
         raise ValueError(
-            f"a {type(images).__name__} was given as images; give a tensor, or a loader that can be gone through once an epoch"
+            f"a {type(images).__name__} without a length was given as images; give a tensor, or a loader that knows how many "
+            "batches it has and can be gone through once an epoch"
         )
     return images

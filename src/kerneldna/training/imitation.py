@@ -2,7 +2,8 @@
 
     T^2 KL(softmax(teacher / T) || softmax(student / T))  +  weight * mean over stages of |student - teacher|^2 / var(teacher)
 
-The first term is that of Hinton et al. (arXiv 1503.02531). The second compares the maps behind each stage, which both networks have
+The first term is that of Hinton et al. (arXiv 1503.02531); of one output alone, whose softmax is always 1, it is the squared error
+over the teacher's variance. The second compares the maps behind each stage, which both networks have
 alike where one was made of the other.
 """
 
@@ -59,7 +60,7 @@ class Imitation:
             The student's logits, and the terms of the loss by name: "logits" and, where there are stages, "features".
 
         Raises:
-            ValueError: If the two give logits of different shapes.
+            ValueError: If the two give logits of different shapes, or one gives no tensor of logits.
         """
         expected: dict[str, Tensor] = {}
         terms: dict[str, Tensor] = {}
@@ -74,29 +75,43 @@ class Imitation:
                 terms[name] = (output.float() - target).square().mean() / target.var().clamp_min(1e-12)
 
         with torch.no_grad(), _watched(self.teacher, shared, note):
-            wanted = self.teacher(images)
+            wanted = _logits("teacher", self.teacher, images)
         with _watched(student, shared, measure):
-            logits = student(images)
+            logits = _logits("student", student, images)
         if logits.shape != wanted.shape:
             raise ValueError(
                 f"the teacher gives logits {tuple(wanted.shape)}, the student {tuple(logits.shape)}; they need the same classes"
             )
-        t = self.temperature
-        answers = F.log_softmax(wanted.float() / t, dim=1)
-        found = {
-            "logits": t**2
-            * F.kl_div(
-                F.log_softmax(logits.float() / t, dim=1), answers, reduction="batchmean", log_target=True
-            )
-        }
+        found = {"logits": self._difference(wanted.float(), logits.float())}
         if terms:
             found["features"] = self.features * torch.stack(list(terms.values())).mean()
         return logits, found
+
+    def _difference(self, wanted: Tensor, logits: Tensor) -> Tensor:
+        if wanted.ndim == 1 or wanted.shape[1] == 1:
+            # the size stands in for the variance where a batch has one image, or images of one answer
+            scale = wanted.var(correction=0).clamp_min(1e-3 * float(wanted.square().mean()) + 1e-12)
+            return (logits - wanted).square().mean() / scale
+        t = self.temperature
+        answers, given = (F.log_softmax(each / t, dim=1) for each in (wanted, logits))
+        return t**2 * F.kl_div(given, answers, reduction="none", log_target=True).sum(1).mean()
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """Return the sum of the terms of a loss."""
     return torch.stack(list(terms.values())).sum()
+
+
+def _logits(who: str, network: nn.Module, images: Tensor) -> Tensor:
+    own = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
+    found = network(images.to(own))
+    if not isinstance(found, Tensor):
+        mode = "training" if network.training else "eval"
+        raise ValueError(
+            f"the {who} gives a {type(found).__name__} in {mode} mode; expected a tensor of logits (B, classes): wrap it in a "
+            "module that returns those alone"
+        )
+    return found
 
 
 def _watched(model: nn.Module, names: list[str], note: Any) -> ExitStack:
