@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import kerneldna as kd
-from kerneldna.compression import measure as measuring
-from kerneldna.compression import passes
 from kerneldna.compression.compress import carried_out
 from kerneldna.compression.damage import damage, damage_of
 from kerneldna.compression.images import answers
@@ -240,50 +238,3 @@ def test_few_images_are_warned_of(trained, seen, caplog):
     caplog.clear()
     kd.plan_compression(trained, seen, budget=0.6, progress=False)
     assert not caplog.records
-
-
-class StoppedError(Exception):
-    """Stands for a run that is stopped."""
-
-
-def test_a_stopped_measurement_goes_on(trained, seen, tmp_path, monkeypatch):
-    names, done = ["stage2.*"], []
-
-    def stop(*args: object) -> float:
-        done.append(args)
-        if len(done) == 2:
-            raise StoppedError
-        return 3.0
-
-    monkeypatch.setattr(measuring, "_scale", stop)
-    with pytest.raises(StoppedError):
-        measure(trained, seen, layers=names, cache=tmp_path, progress=False)
-    monkeypatch.setattr(
-        passes, "collect", lambda *args, **_: pytest.fail("what was measured is measured again")
-    )
-    monkeypatch.setattr(
-        measuring, "row_weights", lambda *args, **_: pytest.fail("weights are measured again")
-    )
-    again = measure(trained, seen, layers=names, cache=tmp_path, progress=False)
-    assert again.scales == (3.0,) * len(again.candidates)
-    assert len(done) == 1 + len(again.candidates)
-    monkeypatch.undo()
-    plain = measure(trained, seen, layers=names, progress=False)
-    for kept, fresh in zip(again.shared, plain.shared, strict=True):
-        torch.testing.assert_close(kept.errors, fresh.errors)
-
-
-def test_what_other_images_gave_is_not_taken(trained, seen, tmp_path):
-    first, second = (
-        measure(trained, x, layers="neck", cache=tmp_path, progress=False) for x in (seen, seen + 0.1)
-    )
-    assert not torch.equal(first.shared[0].errors, second.shared[0].errors)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_damaged_file_is_measured_again(trained, seen, tmp_path):
-    first = measure(trained, seen, layers="neck", cache=tmp_path, progress=False)
-    for file in tmp_path.rglob("*.safetensors"):
-        file.write_bytes(file.read_bytes()[:-5])
-    second = measure(trained, seen, layers="neck", cache=tmp_path, progress=False)
-    torch.testing.assert_close(first.shared[0].errors, second.shared[0].errors)

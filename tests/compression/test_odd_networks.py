@@ -253,3 +253,18 @@ def test_a_loader_that_fills_the_same_memory_again(seen: Tensor):
 
     plans = [kd.plan_compression(made(plain), each, progress=False) for each in (seen, loader())]
     assert plans[0].damage == plans[1].damage
+
+
+@pytest.mark.parametrize("filters", [1, 3])
+def test_kernels_of_low_rank_are_tried_where_fewer_filters_say_something(seen, filters):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(2304, 4)
+    )
+    before = measure(model.eval(), seen, layers="2", progress=False).scales
+    left, values, right = torch.linalg.svd(model[2].weight.detach().flatten(1), full_matrices=False)
+    with torch.no_grad():
+        low = (left[:, :filters] * values[:filters]) @ right[:filters]
+        model[2].weight.copy_(low.view_as(model[2].weight))
+    (scale,) = measure(model, seen, layers="2", progress=False).scales
+    assert scale == 1.0 if filters == 1 else 0.2 < scale / before[0] < 5

@@ -1,11 +1,13 @@
 """What was measured, kept in a folder, so that a measurement which was stopped goes on: a file for each set of layers.
 
-Files lie in a folder of their own for each network and set of images: what was measured on others is never taken.
+Files lie in a folder of their own for each network and set of images: what was measured on others is never taken. Nor is what was
+measured on a network of these weights that answered otherwise: its code has changed since.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from kerneldna.compression.statistics import POSITIONS, RIDGE
 from kerneldna.files import atomic
 
-FORMAT = 1
+FORMAT = 2
+ALIKE = 1e-6  # of answers, in squares: as near as another number of threads, or another device, brings them
 
 
 class Cache:
@@ -27,10 +30,18 @@ class Cache:
         folder: Where they are kept; None keeps nothing.
         model: The network that is measured.
         images: What it is measured on.
+        answers: What it gives for some of them.
     """
 
-    def __init__(self, folder: str | Path | None, model: nn.Module, images: Tensor) -> None:
-        self.folder = None if folder is None else Path(folder) / _fingerprint(model, images)
+    def __init__(
+        self, folder: str | Path | None, model: nn.Module, images: Tensor, *, answers: Sequence[Tensor]
+    ) -> None:
+        self.folder = None
+        if folder is not None:
+            self.folder = Path(folder) / _fingerprint(model, images)
+            if not _alike(self.get("answers", ()), answers):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.put("answers", (), {str(place): each for place, each in enumerate(answers)})
 
     def get(self, kind: str, layers: Sequence[str]) -> dict[str, Tensor] | None:
         """Return what was kept of some layers, None where nothing is, or where its file is damaged."""
@@ -55,6 +66,16 @@ class Cache:
             return None
         of = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:16]
         return self.folder / f"{kind}-{of}.safetensors"
+
+
+def _alike(kept: Mapping[str, Tensor] | None, answers: Sequence[Tensor]) -> bool:
+    if kept is None or len(kept) != len(answers):
+        return False
+    pairs = [(kept[str(place)], each) for place, each in enumerate(answers)]
+    return all(
+        a.shape == b.shape and float((a - b).square().sum()) <= ALIKE * float(a.square().sum())
+        for a, b in pairs
+    )
 
 
 def _fingerprint(model: nn.Module, images: Tensor) -> str:

@@ -35,6 +35,7 @@ IMAGES = 256
 DAMAGE_IMAGES = 32
 WEIGHT_IMAGES = 64
 TRIED = 0.5  # the share of a set's parameters at which its damage is measured
+SEEN = 1e-6  # the share of what a set gives below which an error is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def measure(
             + "".join(f"; {skip.name}: {skip.reason}" for skip in skipped[:3])
         )
     names = [name for candidate in found for name in candidate.layers]
-    store = Cache(cache, model, x)
+    store = Cache(cache, model, x, answers=expected)
     matters = store.get("weights", names)
     if matters is None:
         matters = row_weights(
@@ -229,9 +230,13 @@ def _spectra(
 def _scale(
     model: nn.Module, images: Tensor, candidate: Candidate, found: Spectrum, expected: Sequence[Tensor]
 ) -> float:
-    rank = found.rank_at(TRIED)
-    predicted = float(found.errors[:, rank].sum())
+    rank, errors = found.rank_at(TRIED), found.errors.sum(0)
+    while (
+        rank > 1 and errors[rank] < SEEN * errors[0]
+    ):  # of kernels that few filters give already, fewer say something
+        rank -= 1
+    predicted = float(errors[rank])
     basis, mixes = found.factors(rank)
     kernels = {name: mix @ basis for name, mix in zip(candidate.layers, mixes, strict=True)}
     real = damage_of(model, images, kernels, expected=expected)
-    return real / predicted if predicted > 0 and real > 0 else 1.0
+    return real / predicted if predicted > SEEN * float(errors[0]) and real > 0 else 1.0
