@@ -68,6 +68,22 @@ def test_what_is_there_is_not_done_again(run, small):
     assert last_line(call("compress", run, "--run", folder, "--resume", *words)) == said
 
 
+def test_another_network_is_not_taken_for_the_one_that_is_there(run, small, tmp_path):
+    words = ("--run", small[0], "--resume", "--epochs", 0, "--no-progress")
+    other = shutil.copytree(run, tmp_path / "other")
+    for more, said in (
+        ((other,), f"holds a compression with network='{run}', and network='{other}' was asked for"),
+        ((run, "--images", 32), "with --images 64, and --images 32 was asked for"),
+        ((run, "--no-refine"), "and --no-refine was asked for"),
+        ((run, "--data", "cifar10"), "and --data cifar10 was asked for"),
+    ):
+        assert said in call("compress", *more, *words, code=1).output.replace("\n", " ")
+    left = small[0] / "measured"  # by a process that was killed when all was written
+    left.mkdir()
+    assert last_line(call("compress", run, "--refine", *words)) == small[1]
+    assert not left.exists()
+
+
 def test_the_plan_alone_writes_nothing(run, tmp_path):
     listed = sorted(run.iterdir())
     result = call("compress", run, "--plan", "--budget", 0.7, "--of", "macs", "--images", 64, "--no-progress")

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kerneldna import checkpoint
+from kerneldna.compression.measure import IMAGES
 from kerneldna.compression.plan import CompressionPlan
 from kerneldna.conversion.plan import Plan
 from kerneldna.files import atomic, write_json, write_text
@@ -96,15 +98,16 @@ def compress_run(
             network's; or the folder holds a compression to something else.
     """
     asked = Asked(method, budget, of, images, refine)
+    source = {"network": str(network), "data": data, "weights": weights}
     folder = CompressFolder(run_dir)
     if folder.facts.exists():
-        _check_goes_on(folder, asked, resume=resume)
+        _check_goes_on(folder, asked, source, resume=resume)
     elif RunFolder(run_dir).recipe_file.exists():
         raise FileExistsError(f"'{folder.path}' already holds a training; give another run_dir=")
     else:
         with run_lock(folder.path):
             found = opened(network, data, weights)
-            _compress(found, folder, asked, epochs, overrides, progress=progress)
+            _compress(found, folder, asked, source, epochs, overrides, progress=progress)
     facts: dict[str, Any] = read_json(folder.facts)
     if epochs:
         recipe = load_recipe(folder.recipe, overrides=[f"schedule.epochs={epochs}", *overrides])
@@ -132,26 +135,42 @@ def plan_run(
     return laid_out(asked, trained, recipe, progress=progress)
 
 
-def _check_goes_on(folder: CompressFolder, asked: Asked, *, resume: bool) -> None:
+def _check_goes_on(
+    folder: CompressFolder, asked: Asked, source: Mapping[str, str | None], *, resume: bool
+) -> None:
     """Check that a folder's compression is to be gone on with, and is the one that is asked for."""
     if not resume:
         raise FileExistsError(
             f"'{folder.path}' already holds a compression; resume=True goes on with it, another run_dir= starts a new one"
         )
     facts = read_json(folder.facts)
-    for name, wanted in (("method", asked.method), ("budget", asked.budget), ("of", asked.of)):
-        made = facts.get(name, BASES)  # files of 0.1 say no method
-        if made != wanted:
+    known = {key: facts[key] for key in ("method", "budget", "of") if key in facts}
+    made = {
+        "method": BASES,
+        **known,
+        **facts.get("asked", {}),
+    }  # files of 0.1 say no method, and less of what was asked for
+    for name, wanted in {**asdict(asked), **source}.items():
+        if name in made and wanted is not None and not _same(name, made[name], wanted):
             raise ValueError(
-                f"'{folder.path}' holds a compression with {name}={made!r}, and {name}={wanted!r} was asked for; give what it was "
-                "made with to go on with it, or another run_dir= for a new one"
+                f"'{folder.path}' holds a compression with {name}={made[name]!r}, and {name}={wanted!r} was asked for; give what "
+                "it was made with to go on with it, or another run_dir= for a new one"
             )
+    shutil.rmtree(folder.measured, ignore_errors=True)
+
+
+def _same(name: str, made: Any, wanted: Any) -> bool:
+    """Whether what a compression was made with is what is wanted now; None stands for the default."""
+    if name == "network" and Path(made).exists() and Path(wanted).exists():
+        return Path(made).samefile(wanted)
+    return wanted == ({"images": IMAGES, "refine": True}.get(name) if made is None else made)
 
 
 def _compress(
     found: tuple[nn.Module, Recipe, Path | None],
     folder: CompressFolder,
     asked: Asked,
+    source: Mapping[str, str | None],
     epochs: int,
     overrides: Sequence[str],
     *,
@@ -170,7 +189,8 @@ def _compress(
     if small.curve is not None:
         with atomic(folder.curve) as part:
             small.curve.savefig(part, format="png", dpi=144)
-    write_json(folder.facts, {**small.facts, "top1": top1})
+    asked_for = {"images": asked.images, "refine": asked.refine, **source}
+    write_json(folder.facts, {**small.facts, "asked": asked_for, "top1": top1})
     shutil.rmtree(folder.measured, ignore_errors=True)
 
 
