@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kerneldna.compression import joint
 from kerneldna.compression.compress import carried_out
 from kerneldna.compression.damage import damage
 from kerneldna.compression.images import answers
@@ -95,6 +96,24 @@ def test_each_round_brings_answers_nearer(trained: nn.Module, seen: Tensor, unse
     ]
     assert rounds[1] < 0.5 * rounds[0]
     assert rounds[2] < 0.9 * rounds[1]
+
+
+def test_bases_are_refitted_in_as_many_passes_as_memory_asks_for(
+    trained: nn.Module, seen: Tensor, unseen: Tensor, monkeypatch
+):
+    measured = measure(trained, seen, layers=["stage*"], progress=False)
+    laid = planned(measured, budget=0.3)
+    before = answers(trained, unseen)
+    moved, passes, original = [], [], joint._refit_pack_
+    monkeypatch.setattr(joint, "_refit_pack_", lambda *a, **o: (passes.append(a[3]), original(*a, **o)))
+    for bound in (joint.AT_ONCE, 1):
+        monkeypatch.setattr(joint, "AT_ONCE", bound)
+        small = carried_out(measured, laid, refine=0, progress=False)
+        refit_bases_(trained, small, seen, [each.layers for each in laid.groups], progress=False)
+        moved.append(damage(before, answers(small, unseen)))
+    assert len(passes) == 1 + len(laid.groups) > 2
+    assert passes[0] == [group for each in passes[1:] for group in each]
+    assert moved[1] < 1.2 * moved[0]
 
 
 def test_conjugate_gradients_solve_a_positive_system():

@@ -29,6 +29,7 @@ from kerneldna.progress import bar
 
 ROUNDS = 3
 STEPS = 12
+AT_ONCE = 2 * 2**30  # bytes of moments that are summed up in one pass
 
 
 @torch.no_grad()
@@ -45,10 +46,26 @@ def refit_bases_(
     Args:
         original: The network before, in eval mode.
         small: The compressed network, in eval mode, on the same device.
-        images: `(N, C, H, W)`.
+        images: `(N, C, H, W)`, gone through once for every 2 GiB of moments.
         groups: The names of the layers that share a basis, the one that owns it first.
         progress: Show a progress bar.
     """
+    pack, room = [], AT_ONCE
+    for group in groups:
+        size = len(group) * _width(small, group) ** 2 * 8
+        if pack and size > room:
+            _refit_pack_(original, small, images, pack, progress=progress)
+            pack, room = [], AT_ONCE
+        pack.append(group)
+        room -= size
+    if pack:
+        _refit_pack_(original, small, images, pack, progress=progress)
+
+
+def _refit_pack_(
+    original: nn.Module, small: nn.Module, images: Tensor, groups: Sequence[Sequence[str]], *, progress: bool
+) -> None:
+    """Refit the bases and mixes of groups whose moments fit in memory together, after one pass over the images."""
     like = next(original.parameters())
     sums: dict[str, _Sums] = {}
     for group in groups:
@@ -107,6 +124,13 @@ def _refit_(small: nn.Module, group: Sequence[str], sums: Sequence[_Sums]) -> No
             layer.set_kernels_(basis.view_as(layer.filters), mix)
             if layer.bias is not None:
                 layer.bias.copy_(bias)
+
+
+def _width(small: nn.Module, group: Sequence[str]) -> int:
+    """Return how many numbers the moments of each layer of a group are of: (z, v, y)."""
+    layer: Mixed[Any] = _layer(small, group[0])
+    rank, numbers = layer.filters.flatten(1).shape
+    return min(numbers, len(group) * layer.shape[0]) + rank + layer.shape[0]
 
 
 def conjugate_gradients(
