@@ -168,6 +168,7 @@ def test_what_children_have_no_use_for(run, tmp_path, words, message):
         (["FUSED", "--data", "digits"], "is fused; compress it as it was before"),
         (["FUSED", "--data", "digits", "--method", "kerneldna"], "is fused; plan on the network as it was"),
         (["RUN", "--set", "optimizer.lrr=1"], "unknown key 'lrr'; did you mean 'lr'?"),
+        (["RUN", "--set", "data.source=no/such/x"], "no data set at 'no/such/x'"),
         (["RUN", "--data", "no/such/photos"], "no data set at 'no/such/photos'"),
     ],
 )

@@ -24,8 +24,10 @@ from kerneldna import checkpoint
 from kerneldna.compression.measure import IMAGES
 from kerneldna.compression.plan import CompressionPlan
 from kerneldna.conversion.plan import Plan
+from kerneldna.data.dataset import open_data
 from kerneldna.files import atomic, write_json, write_text
-from kerneldna.reading.text import read_json
+from kerneldna.reading.text import placed_in, read_json
+from kerneldna.reading.typed import typed
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import DistillSpec, OptimizerSpec, Recipe, ScheduleSpec
 from kerneldna.training.compress_input import opened
@@ -108,7 +110,7 @@ def compress_run(
         with run_lock(folder.path):
             found = opened(network, data, weights)
             _compress(found, folder, asked, source, epochs, overrides, progress=progress)
-    facts: dict[str, Any] = read_json(folder.facts)
+    facts = _facts_in(folder)
     if epochs:
         recipe = load_recipe(folder.recipe, overrides=[f"schedule.epochs={epochs}", *overrides])
         trained = train(recipe, run_dir=folder.path, resume=resume, progress=progress)
@@ -143,12 +145,12 @@ def _check_goes_on(
         raise FileExistsError(
             f"'{folder.path}' already holds a compression; resume=True goes on with it, another run_dir= starts a new one"
         )
-    facts = read_json(folder.facts)
+    facts = _facts_in(folder)
     known = {key: facts[key] for key in ("method", "budget", "of") if key in facts}
     made = {
         "method": BASES,
         **known,
-        **facts.get("asked", {}),
+        **facts["asked"],
     }  # files of 0.1 say no method, and less of what was asked for
     for name, wanted in {**asdict(asked), **source}.items():
         if name in made and wanted is not None and not _same(name, made[name], wanted):
@@ -157,6 +159,15 @@ def _check_goes_on(
                 "it was made with to go on with it, or another run_dir= for a new one"
             )
     shutil.rmtree(folder.measured, ignore_errors=True)
+
+
+def _facts_in(folder: CompressFolder) -> dict[str, Any]:
+    found = read_json(folder.facts)
+    with placed_in(folder.facts):
+        facts = dict(typed(found, Mapping[str, Any]))
+        for key in ("top1", "asked"):
+            facts[key] = dict(typed(facts.get(key, {}), Mapping[str, Any], key))
+    return facts
 
 
 def _same(name: str, made: Any, wanted: Any) -> bool:
@@ -179,7 +190,8 @@ def _compress(
     teacher, recipe, teacher_folder = found
     trains_on = _recipe(recipe, folder, asked.method, teacher_folder or folder.teacher, max(epochs, 1))
     write_text(folder.recipe, trains_on.to_yaml())
-    load_recipe(folder.recipe, overrides=overrides)  # what is wrong with them is said before the long work
+    # what is wrong with them is said before the long work
+    open_data(load_recipe(folder.recipe, overrides=overrides).data.source)
     small = made_smaller(asked, teacher, recipe, cache=folder.measured, progress=progress)
     forms = {"original": teacher, **small.steps}
     top1 = headline(forms, recipe.model_copy(update={"distill": None}), progress=progress).get("top1", {})
