@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -64,6 +66,24 @@ def test_what_other_code_gave_is_not_taken(seen, tmp_path):
     for kept, expected in zip(found[1].shared, fresh.shared, strict=True):
         assert torch.equal(kept.errors, expected.errors)
     assert found[1].scales == fresh.scales != found[0].scales
+
+
+def test_modules_with_a_state_of_their_own(trained, seen, tmp_path):
+    class Counting(nn.Identity):
+        count = 0
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+        def set_extra_state(self, state):
+            self.count = state["count"]
+
+    model = copy.deepcopy(trained)
+    model.add_module("counting", Counting().eval())
+    for count in (0, 1):
+        model.counting.count = count
+        measure(model, seen, layers="neck", cache=tmp_path, progress=False)
+        assert len(list(tmp_path.iterdir())) == 1 + count
 
 
 def test_a_damaged_file_is_measured_again(trained, seen, tmp_path):

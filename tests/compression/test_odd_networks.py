@@ -245,6 +245,35 @@ def test_one_kind_and_what_layers_are_in(trained: nn.Module, seen: Tensor):
     assert {name for each in laid.sets for name in each.layers} == {"stage2.0.shortcut"}
 
 
+def test_a_network_that_writes_over_its_input(seen: Tensor):
+    images = seen.clone()
+    kept, over = (
+        kd.compress(made(run), images, budget=0.6, progress=False)
+        for run in (lambda m, x: plain(m, x * 0.5), lambda m, x: plain(m, x.mul_(0.5)))
+    )
+    assert torch.equal(images, seen)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), over.parameters(), strict=True))
+
+
+def test_a_norm_of_own_code_keeps_its_statistics(seen: Tensor):
+    """Its channels may be on the last axis, as many as there are rows."""
+
+    class Last(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.permute(0, 3, 1, 2))
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        return self.head(
+            self.norm(torch.relu(self.b(torch.relu(self.a(x)))).permute(0, 2, 3, 1)).mean((2, 3))
+        )
+
+    torch.manual_seed(0)
+    model = made(run, norm=Last(16))
+    model.norm.running_mean.normal_()
+    small = kd.compress(model, seen, budget=0.6, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(model.norm.buffers(), small.norm.buffers(), strict=True))
+
+
 def test_a_loader_that_fills_the_same_memory_again(seen: Tensor):
     def loader() -> Any:
         memory = torch.empty(8, 3, 16, 16)

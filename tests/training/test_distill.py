@@ -213,6 +213,22 @@ def test_one_output_alone_is_learnt(images, flat):
     assert gap(student, teacher, images[:1]) < 1e6
 
 
+def test_a_teacher_that_writes_over_its_input(teacher, images):
+    class Halving(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = copy.deepcopy(teacher)
+
+        def forward(self, x):
+            return self.network(x.mul_(0.5))
+
+    before = images.clone()
+    assert gap(Halving(), Halving().eval(), images) == pytest.approx(
+        gap(teacher, copy.deepcopy(teacher), images)
+    )
+    assert torch.equal(images, before)
+
+
 def test_a_teacher_in_half_precision(student, teacher, images):
     half = gap(student, copy.deepcopy(teacher).half(), images)
     assert half == pytest.approx(gap(student, teacher, images), rel=0.02)

@@ -81,6 +81,9 @@ def _alike(kept: Mapping[str, Tensor] | None, answers: Sequence[Tensor]) -> bool
 def _fingerprint(model: nn.Module, images: Tensor) -> str:
     found = hashlib.sha256(f"{FORMAT} {POSITIONS} {RIDGE}".encode())
     for name, tensor in [*model.state_dict().items(), ("images", images)]:
+        if not isinstance(tensor, Tensor):  # what get_extra_state of a module returned
+            found.update(f"{name} {tensor!r}".encode())
+            continue
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")

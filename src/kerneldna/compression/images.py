@@ -55,6 +55,12 @@ def spread(images: Tensor, count: int) -> Tensor:
     return images[torch.linspace(0, len(images) - 1, count).round().long()]
 
 
+def shown(model: nn.Module, images: Tensor) -> Tensor:
+    """Return images as a network takes them: on its device, of its dtype, and a copy, which it may write over."""
+    like = next(model.parameters())
+    return images.to(like.device, like.dtype, copy=True)
+
+
 @torch.no_grad()
 def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
     """Return what a network gives for images, each of its outputs `(N, ...)`, in float32 on the CPU.
@@ -63,11 +69,10 @@ def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
         ValueError: If it gives no tensors with a row for every image.
         RuntimeError: If a number of it is not finite.
     """
-    like = next(model.parameters())
     parts: list[list[Tensor]] = []
     with surgery.evaluating(model):
         for batch in images.split(BATCH):
-            answer = model(batch.to(like.device, like.dtype))
+            answer = model(shown(model, batch))
             leaves = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
             if not leaves or any(leaf.shape[:1] != batch.shape[:1] for leaf in leaves):
                 shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or f"a {type(answer).__name__}"

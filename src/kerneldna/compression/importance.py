@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kerneldna.compression.images import shown
 from kerneldna.compression.statistics import Statistics
 from kerneldna.network import surgery
 from kerneldna.progress import bar
@@ -69,7 +70,7 @@ def row_weights(
             hooks.callback(surgery.get(model, name).register_forward_hook(watch(name)).remove)
         for batch in bar(images.split(BATCH), text="Measuring what matters", on=progress):
             given.clear()
-            answer = model(batch.to(like.device, like.dtype))
+            answer = model(shown(model, batch))
             leaves = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
             loss: Any = torch.zeros((), device=like.device)
             for leaf, variance in zip(leaves, variances, strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kerneldna.compression.columns import columns, outputs, places
 from kerneldna.compression.fit import balanced, cholesky
-from kerneldna.compression.images import BATCH
+from kerneldna.compression.images import BATCH, shown
 from kerneldna.compression.statistics import POSITIONS, RIDGE
 from kerneldna.layers.basis import Mixed
 from kerneldna.network import surgery
@@ -66,7 +66,6 @@ def _refit_pack_(
     original: nn.Module, small: nn.Module, images: Tensor, groups: Sequence[Sequence[str]], *, progress: bool
 ) -> None:
     """Refit the bases and mixes of groups whose moments fit in memory together, after one pass over the images."""
-    like = next(original.parameters())
     sums: dict[str, _Sums] = {}
     for group in groups:
         kernels = [_layer(original, name).weight.flatten(1) for name in group]
@@ -78,9 +77,8 @@ def _refit_pack_(
             hooks.callback(_layer(original, name).register_forward_hook(each.note_wanted).remove)
             hooks.callback(_layer(small, name).register_forward_pre_hook(each.note_seen).remove)
         for batch in bar(images.split(BATCH), text="Comparing layers", on=progress):
-            x = batch.to(like.device, like.dtype)
-            original(x)
-            small(x)
+            original(shown(original, batch))
+            small(shown(small, batch))
     for group in bar(groups, text="Refitting bases", on=progress):
         _refit_(small, group, [sums.pop(name) for name in group])
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kerneldna.compression.columns import columns, outputs, places
 from kerneldna.compression.fit import cholesky
-from kerneldna.compression.images import BATCH
+from kerneldna.compression.images import BATCH, shown
 from kerneldna.layers.basis import Mixed
 from kerneldna.network import surgery
 from kerneldna.network.surgery import Trace
@@ -44,7 +44,6 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
     Raises:
         RuntimeError: If an output of a layer is not finite; the message names it.
     """
-    like = next(original.parameters())
     mixed = {name: part for name, part in small.named_modules() if isinstance(part, Mixed)}
     norms = {name: part for name, part in small.named_modules() if _has_statistics(part)}
     targets: dict[str, list[Tensor]] = {}
@@ -77,13 +76,12 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
     noted = iter(bar(range(len(mixed)), text="Noting what layers give", on=progress))
     done = iter(bar(range(len(mixed)), text="Refining layer by layer", on=progress))
     # both run all images at once, so that whatever a network makes of the first axis is alike in both
-    x = images.to(like.device, like.dtype)
     with ExitStack() as hooks:
         for name in mixed:
             hooks.callback(surgery.get(original, name).register_forward_hook(note(name)).remove)
         for name in norms:
             hooks.callback(surgery.get(original, name).register_forward_pre_hook(note_norm(name)).remove)
-        original(x)
+        original(shown(original, images))
     next(noted, None)
     for name in several:
         targets.pop(name, None)
@@ -96,7 +94,7 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
         for name, before in moments.items():
             hook = _following(surgery.get(original, name), before)
             hooks.callback(norms[name].register_forward_pre_hook(hook).remove)
-        small(x)
+        small(shown(small, images))
     next(done, None)
 
 
@@ -192,6 +190,9 @@ def _parts(x: Tensor, images: int) -> tuple[Tensor, ...]:
 
 
 def _has_statistics(module: nn.Module) -> bool:
+    """Whether it is a norm with running statistics of the channels on axis 1; one of own code may have them on another."""
+    if not type(module).forward.__module__.startswith(("torch.", "torchvision.", "timm.", "kerneldna.")):
+        return False
     held: Mapping[str, Any] = module._buffers
     return held.get("running_mean") is not None and held.get("running_var") is not None
 

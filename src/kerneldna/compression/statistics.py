@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kerneldna.compression.candidates import Candidate
 from kerneldna.compression.columns import Layer, columns, places
-from kerneldna.compression.images import BATCH
+from kerneldna.compression.images import BATCH, shown
 from kerneldna.network import surgery
 from kerneldna.progress import bar
 
@@ -59,13 +59,12 @@ def collect(
     Raises:
         RuntimeError: If an input of a layer is not finite; the message names it.
     """
-    like = next(model.parameters())
     sums = [_Sums(model, name, frame_of(model, each)) for each in candidates for name in each.layers]
     with ExitStack() as hooks:
         for each in sums:
             hooks.callback(each.layer.register_forward_pre_hook(each.note).remove)
         for batch in bar(images.split(BATCH), text="Measuring what layers see", on=progress):
-            model(batch.to(like.device, like.dtype))
+            model(shown(model, batch))
     measured = iter(sums)
     found = []
     for candidate in candidates:

@@ -104,7 +104,7 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 
 def _logits(who: str, network: nn.Module, images: Tensor) -> Tensor:
     own = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
-    found = network(images.to(own))
+    found = network(images.to(own, copy=True))  # a network may write over what it is given
     if not isinstance(found, Tensor):
         mode = "training" if network.training else "eval"
         raise ValueError(
