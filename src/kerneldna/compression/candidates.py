@@ -71,7 +71,7 @@ def find_candidates(
     modules = dict(model.named_modules())
     alike: dict[tuple[object, ...], list[str]] = {}
     positions: dict[str, int] = {}
-    skipped = list(found.skipped)
+    skipped = [skip for skip in found.skipped if wanted(skip.name)]
     for call in traced.calls:
         layer = modules.get(call.name)
         kind = _kind(layer, call.input)

@@ -88,6 +88,7 @@ def compress(
     return carried_out(measured, laid, refine=refine, progress=progress)
 
 
+@torch.inference_mode(False)  # what is made inside could never train
 @torch.no_grad()
 def carried_out(
     measured: Measured, laid: CompressionPlan, *, refine: bool | int = True, progress: bool = True
@@ -125,6 +126,7 @@ def carried_out(
     return refined_(measured, laid, small, refine=refine, progress=progress)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def refined_(
     measured: Measured,

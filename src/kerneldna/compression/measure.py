@@ -69,6 +69,7 @@ class Measured:
         return channels, height, width
 
 
+@torch.inference_mode(False)  # whatever the caller is in: gradients say what matters
 def measure(
     model: nn.Module,
     images: Images,
@@ -147,6 +148,10 @@ def _check(model: nn.Module, kinds: Sequence[str]) -> None:
         if kind not in KINDS:
             raise ValueError(suggest("kind of layer", kind, KINDS))
     refuse_wrapped(model, "compress")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "the network was made inside torch.inference_mode, whose tensors know no gradients; make it outside"
+        )
     if any(module.training for module in model.modules()):
         raise ValueError(
             "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"

@@ -27,6 +27,8 @@ from kerneldna.training.optim import parameter_groups
 log = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)  # whatever the caller is in: this trains
+@torch.enable_grad()
 def distill(
     student: nn.Module,
     *,
@@ -162,6 +164,13 @@ def _check(student: nn.Module, teacher: nn.Module, *, epochs: int, batch_size: i
         raise ValueError(
             f"the student's {short!r} is {trained[short].dtype}, in which small steps of training are lost; distill "
             "student.float(), and convert it after"
+        )
+    count, training = (sum(p.numel() for p in each) for each in (student.parameters(), trained.values()))
+    if training < count:
+        log.warning(
+            "%s of the student's %s parameters are frozen and stay as they are; student.requires_grad_(True) trains all",
+            f"{count - training:,}",
+            f"{count:,}",
         )
 
 
