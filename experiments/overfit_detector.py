@@ -72,7 +72,7 @@ def main() -> None:
     recipe = load_recipe(RECIPE, overrides=[*SIZE, f"data.source={images}"])
     folder = RunFolder(given.runs / "run")
     if not folder.result_file.exists():
-        train(recipe, run_dir=folder.path, resume=True)
+        train(recipe, run_dir=folder.path, resume=True, devices=1)
     figures = evaluate(folder.path, detections=given.runs / "detections")
     rows = [
         row for row in folder.read_metrics() if row["epoch"] in (1, 2, 5, 10, 20) or row["box_ap"] is not None

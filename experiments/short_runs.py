@@ -68,6 +68,7 @@ def cell(method: str | None, precision: str, data: str, runs: Path) -> dict[str,
             run_dir=folder.path,
             resume=True,
             progress=False,
+            devices=1,
         )
     losses = folder.read_curves()["train_loss"]
     print(label, precision, " ".join(f"{loss:.3f}" for loss in losses), flush=True)

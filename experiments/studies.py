@@ -122,7 +122,7 @@ def run(job: dict[str, Any]) -> str:
     recipe, path = job["recipe"], job["file"]
     folder = RunFolder(job["runs"] / path.parent.relative_to(job["out"]) / path.stem)
     if not folder.result_file.exists():
-        train(recipe, run_dir=folder.path, resume=True, progress=False)
+        train(recipe, run_dir=folder.path, resume=True, progress=False, devices=1)
         folder.checkpoint_file.unlink(missing_ok=True)  # a finished run has nothing to go on with
     size = convert.describe(checkpoint.load(folder.model_dir)).size
     written = recipe.model_dump(mode="json")

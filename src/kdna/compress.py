@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.options import Devices, chosen_devices
+
 
 def compress(
     network: Annotated[
@@ -51,11 +53,14 @@ def compress(
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = False,
     progress: Annotated[bool, typer.Option(help="Show progress bars and the plan.")] = True,
+    devices: Devices = "auto",
 ) -> dict[str, Any]:
     """Make a trained classifier smaller: layers share bases of filters, fitted to what they see; no labels are needed."""
     from kdna.terminal import say
     from kerneldna.training.compress_run import compress_run, plan_run
+    from kerneldna.training.processes import is_partner
 
+    where = chosen_devices(devices)
     what: dict[str, Any] = {
         "method": method,
         "data": data,
@@ -71,7 +76,11 @@ def compress(
         say(str(laid))
         return _planned(laid)
     folder = run or Path("runs") / f"{Path(network).name}-small"
-    facts = compress_run(network, run_dir=folder, epochs=epochs, overrides=set_ or (), resume=resume, **what)
+    facts = compress_run(
+        network, run_dir=folder, epochs=epochs, overrides=set_ or (), resume=resume, **what, **where
+    )
+    if is_partner():
+        raise typer.Exit  # the first of several processes prints the figures
     said = ("method", "parameters", "macs", "stored_bytes", "damage", "top1")
     return {"run": str(folder), **{key: facts[key] for key in said if key in facts}}
 

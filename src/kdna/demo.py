@@ -73,7 +73,7 @@ def _train(label: str, name: str, path: Path, *, epochs: int | None, progress: b
     )
     recipe = load_recipe(name, overrides=shorter)
     folder = RunFolder(path)
-    train(recipe, run_dir=folder.path, resume=True, progress=progress)
+    train(recipe, run_dir=folder.path, resume=True, progress=progress, devices=1)
     model = checkpoint.load(folder.model_dir)
     run = summary.answered(summary.summarize(label, model, [folder]), model, folder)
     written = kd.export(model, folder.path / "model.onnx", progress=progress)

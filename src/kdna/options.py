@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,3 +24,21 @@ AllowNonfinite = Annotated[
     bool,
     typer.Option("--allow-nonfinite", help="Open a network whose weights hold NaN or infinity too."),
 ]
+Devices = Annotated[str, typer.Option(help="Train on: auto, cpu, cuda, or a number of devices.")]
+
+
+def chosen_devices(given: str) -> dict[str, Any]:
+    """Return what the trainer takes for devices, checked before anything is read."""
+    if given == "auto":
+        return {}
+    if given.isdigit() and int(given):
+        return {"devices": int(given)}
+    if given == "cpu":
+        return {"accelerator": "cpu"}
+    if given not in ("cuda", "gpu"):
+        raise ValueError(f"--devices {given} is none of auto, cpu, cuda and numbers from 1 on")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"--devices {given} was given and torch sees no CUDA device; give cpu, or auto")
+    return {"accelerator": "cuda"}

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdna.options import Devices, chosen_devices
+
 
 def train(
     recipe: Annotated[
@@ -33,19 +35,18 @@ def train(
     logger: Annotated[
         list[str] | None, typer.Option(help="tensorboard or wandb, in addition to metrics.csv. Repeatable.")
     ] = None,
-    devices: Annotated[str, typer.Option(help="auto, cpu, cuda, or a number of devices.")] = "auto",
+    devices: Devices = "auto",
 ) -> dict[str, Any]:
     """Train a network by a recipe; write a run folder with its metrics, checkpoint and model.
 
     kdna train --resume runs/c10 goes on with the run in that folder, by its own recipe.
     """
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
     from kerneldna.recipes.recipe import load_recipe
+    from kerneldna.training.processes import is_partner
     from kerneldna.training.run_folder import RunFolder
     from kerneldna.training.trainer import train
 
-    where = _devices(devices)
+    where = chosen_devices(devices)
     given = {"data.source": data, "model.weights": weights}
     overrides = [*(set_ or []), *(f"{key}={_quoted(value)}" for key, value in given.items() if value)]
     if recipe is not None and Path(recipe).is_dir():
@@ -71,7 +72,7 @@ def train(
         loggers=("csv", *(logger or [])),
         **where,
     )
-    if getattr(rank_zero_only, "rank", 0):
+    if is_partner():
         raise typer.Exit  # the first of several processes prints the figures
     return {
         "run": str(result.run_dir),
@@ -86,20 +87,3 @@ def _quoted(value: str) -> str:
     import json
 
     return json.dumps(value, ensure_ascii=False)
-
-
-def _devices(given: str) -> dict[str, Any]:
-    """Return what the trainer takes for devices, checked before anything is read."""
-    if given == "auto":
-        return {}
-    if given.isdigit() and int(given):
-        return {"devices": int(given)}
-    if given == "cpu":
-        return {"accelerator": "cpu"}
-    if given not in ("cuda", "gpu"):
-        raise ValueError(f"--devices {given} is none of auto, cpu, cuda and numbers from 1 on")
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ValueError(f"--devices {given} was given and torch sees no CUDA device; give cpu, or auto")
-    return {"accelerator": "cuda"}

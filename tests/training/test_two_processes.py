@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -115,3 +116,18 @@ def test_where_one_process_is_killed_the_other_ends_with_words(tmp_path, rank):
     message = "error another process of this training ended; its own message says why. --resume goes on with the run"
     assert message in re.sub(r"\s+", " ", ended.stderr)
     assert "Traceback" not in ended.stderr
+
+
+def test_two_processes_train_what_one_compressed(tmp_path):
+    """The second process comes through the same command, and finds the folder of the first."""
+    small = ("model.width=0.125", "data.limit_train=64", "data.limit_val=32", "data.workers=0")
+    more = ("schedule.epochs=1", "schedule.warmup_epochs=0")
+    trained, folder = tmp_path / "trained", tmp_path / "small"
+    run(load_recipe("resnet18-digits", overrides=[*small, *more]), trained)
+    words = ("--run", folder, "--images", 32, "--no-refine", "--epochs", 1, "--no-progress", "--devices", 2)
+    program = "import torch, kdna; torch.set_num_threads(1); kdna.main()"
+    ended = launch(program, tmp_path, "compress", trained, *words)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stdout.splitlines()
+    assert set(json.loads(line)["top1"]) == {"original", "fitted", "distilled"}
+    assert json.loads((folder / "compression.json").read_text())["top1"] == json.loads(line)["top1"]

@@ -33,6 +33,7 @@ from kerneldna.recipes.specs import DistillSpec, OptimizerSpec, Recipe, Schedule
 from kerneldna.training.compress_input import opened
 from kerneldna.training.compress_way import BASES, Asked, laid_out, made_smaller
 from kerneldna.training.evaluate import headline
+from kerneldna.training.processes import is_partner
 from kerneldna.training.run_folder import RunFolder
 from kerneldna.training.run_lock import run_lock
 from kerneldna.training.trainer import train
@@ -71,6 +72,8 @@ def compress_run(
     overrides: Sequence[str] = (),
     resume: bool = False,
     progress: bool = True,
+    devices: int | str = "auto",
+    accelerator: str = "auto",
 ) -> dict[str, Any]:
     """Compress a trained classifier and train the result on by the answers of the original, on its training images.
 
@@ -89,6 +92,8 @@ def compress_run(
         overrides: Changes to the recipe of training on, such as "optimizer.lr=0.001".
         resume: Go on with what is in the folder.
         progress: Show progress bars, and print the plan.
+        devices: Number of devices to train on with, as for `train`.
+        accelerator: As for `train`.
 
     Returns:
         What compression.json says: sizes, of bases the damage predicted, and `top1` of the network at each step: original, fitted,
@@ -103,7 +108,7 @@ def compress_run(
     source = {"network": str(network), "data": data, "weights": weights}
     folder = CompressFolder(run_dir)
     if folder.facts.exists():
-        _check_goes_on(folder, asked, source, resume=resume)
+        _check_goes_on(folder, asked, source, resume=resume or is_partner())
     elif RunFolder(run_dir).recipe_file.exists():
         raise FileExistsError(f"'{folder.path}' already holds a training; give another run_dir=")
     else:
@@ -113,9 +118,11 @@ def compress_run(
     facts = _facts_in(folder)
     if epochs:
         recipe = load_recipe(folder.recipe, overrides=[f"schedule.epochs={epochs}", *overrides])
-        trained = train(recipe, run_dir=folder.path, resume=resume, progress=progress)
+        where: dict[str, Any] = {"devices": devices, "accelerator": accelerator}
+        trained = train(recipe, run_dir=folder.path, resume=resume, progress=progress, **where)
         facts["top1"]["distilled"] = trained.metrics["top1"]
-        write_json(folder.facts, facts)
+        if not is_partner():
+            write_json(folder.facts, facts)
     return facts
 
 

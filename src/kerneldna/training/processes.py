@@ -13,12 +13,22 @@ import threading
 import time
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 _log = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds in which a process whose partner died is to end by itself
 _LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|socket|broken pipe", re.IGNORECASE)
+
+
+def is_partner() -> bool:
+    """Whether this is another than the first process of a training.
+
+    Lightning starts each of them with the command of the first: it comes through the same program, and has its part in the
+    training alone.
+    """
+    return bool(getattr(rank_zero_only, "rank", 0))
 
 
 def watch_children_(launcher: Any) -> None:
