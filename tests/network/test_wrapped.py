@@ -1,4 +1,4 @@
-"""Networks that are compiled, parallel or scripted: every function that looks into one says where the network is."""
+"""Networks that are compiled, parallel, averaged or scripted: every function that looks into one says where the network is."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import copy
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import kerneldna as kd
 
 WRAPS = {
     "compiled": lambda model, _: torch.compile(model, backend="eager"),
     "parallel": lambda model, _: nn.DataParallel(model),
+    "averaged": lambda model, _: AveragedModel(model),
+    "timm's average": lambda model, _: ModelEmaV3(model),
     "scripted": lambda model, images: torch.jit.trace(model, images),
 }
 WHERE = {
     "compiled": r"OptimizedModule was given, which wraps a network; {} that, model\._orig_mod, and wrap it after",
     "parallel": r"DataParallel was given, which wraps a network; {} that, model\.module, and wrap it after",
+    "averaged": r"AveragedModel was given, which wraps a network; {} that, model\.module, and wrap it after",
+    "timm's average": r"ModelEmaV3 was given, which wraps a network; {} that, model\.module, and wrap it after",
     "scripted": r"is scripted, so that no layer of it can be looked into or replaced; {} the network that it was made of",
 }
 ACTIONS = {
@@ -42,7 +48,7 @@ def test_it_is_told_where_the_network_is(wrap, action, tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrap", ["compiled", "parallel"])
+@pytest.mark.parametrize("wrap", [wrap for wrap in WRAPS if wrap != "scripted"])
 def test_a_description_is_that_of_the_network_inside(wrap, tiny):
     images = torch.randn(2, 3, 16, 16)
     wrapped = WRAPS[wrap](copy.deepcopy(tiny), images)

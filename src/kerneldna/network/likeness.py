@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import DropBlock2d, DropPath
+from timm.layers import BatchNormAct2d, DropBlock2d, DropPath, SyncBatchNormAct
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models.detection._utils import BoxCoder
@@ -13,6 +13,11 @@ from torchvision.ops import MultiScaleRoIAlign
 from kerneldna.network.replaceable import own_code
 
 _NEUTRAL = (_DropoutNd, DropPath, DropBlock2d, nn.Identity)  # what does nothing in eval mode
+# what a BatchNorm becomes for several processes, and what it was: in eval mode they compute the same
+_SYNC = {
+    nn.SyncBatchNorm: (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    SyncBatchNormAct: (BatchNormAct2d,),
+}
 # settings without an effect in eval mode
 _OF_TRAINING = frozenset(
     (
@@ -55,7 +60,7 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _difference(wanted: nn.Module, given: nn.Module) -> str:
-    if type(wanted) is not type(given):
+    if type(wanted) is not type(given) and type(wanted) not in _SYNC.get(type(given), ()):
         return f"is a {type(given).__name__} instead of a {type(wanted).__name__}"
     if (code := own_code(given)) and own_code(wanted) != code:
         return f"has code of its own: {code}"

@@ -1,22 +1,25 @@
-"""Networks inside a wrapper of PyTorch's: compiled, parallel, scripted."""
+"""Networks inside a wrapper: compiled, parallel, averaged, scripted."""
 
 from __future__ import annotations
 
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_AVERAGED = (AveragedModel, ModelEmaV2, ModelEmaV3)
 
 
 def inside_of(model: nn.Module) -> str | None:
     """Return where the network is in `model`: an attribute, or None if it stands by itself."""
     if "_orig_mod" in model._modules:  # torch.compile's
         return "_orig_mod"
-    return "module" if isinstance(model, _PARALLEL) else None
+    return "module" if isinstance(model, (*_PARALLEL, *_AVERAGED)) else None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network in a compiled or parallel `model`, or that itself."""
+    """Return the network in a compiled, parallel or averaged `model`, or that itself."""
     while inside := inside_of(model):
         model = getattr(model, inside)
     return model
@@ -30,7 +33,7 @@ def refuse_wrapped(model: nn.Module, action: str) -> None:
         action: What is about to be done with it, for the message: "convert".
 
     Raises:
-        ValueError: If it is compiled, parallel or scripted; the message says where the network is.
+        ValueError: If it is compiled, parallel, averaged or scripted; the message says where the network is.
     """
     kind = type(model).__name__
     if inside := inside_of(model):
