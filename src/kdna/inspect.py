@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +53,8 @@ def inspect(
     else:
         network = kd.create_model(model, method=method, options=options, width=width, stem=stem)
     plan = kd.plan_of(network)
+    if plan is not None and Path(model).is_dir():
+        plan = replace(plan, notes=())  # they are for whoever converts it
     described = kd.describe(network)
     if plan is not None:
         say(str(plan))

@@ -96,7 +96,10 @@ def test_inspect_a_name_and_a_run(run):
     named = call("inspect", "resnet18", "--method", "kerneldna", "--set", "spatial=false")
     assert "child of layer3.1.conv2" in named.stdout
     assert last_line(named)["parameters"] == 9_240_744
-    assert last_line(call("inspect", run))["method"] == "kerneldna"
+    assert "see kd.compress (kdna compress)" in named.stdout
+    trained = call("inspect", run)
+    assert last_line(trained)["method"] == "kerneldna"
+    assert "note:" not in trained.stdout  # of what happens at the conversion
     assert last_line(call("inspect", "resnet18"))["method"] is None
 
 

@@ -20,7 +20,7 @@ from kerneldna.network.survey import Skip
 
 TRAINED = (
     "a child starts as a copy of its parent and drops its own kernel: a trained network loses accuracy until it is trained "
-    "further; for trained weights see kd.compress"
+    "further; for trained weights see kd.compress (kdna compress)"
 )
 
 
