@@ -63,3 +63,15 @@ def test_links_lead_somewhere(page):
             heads = re.findall(r"^#+ (.*)", there.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
             assert heading in anchors, target
+
+
+QUESTIONS = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs/questions.md").read_text(encoding="utf-8"), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("block", QUESTIONS, ids=range(len(QUESTIONS)))
+def test_a_block_of_the_questions_runs_as_pasted(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert "save(" not in block or list(tmp_path.glob("*/model.safetensors"))

@@ -18,7 +18,9 @@ def train(
         ),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/RECIPE.")] = None,
-    data: Annotated[str | None, typer.Option(help="Images: a folder, a hub name, or 'digits'.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images: a folder, a hub name, 'digits', 'cifar10' or 'cifar100'.")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
