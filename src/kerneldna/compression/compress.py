@@ -58,7 +58,7 @@ def compress(
         layers: Which layers may change: names of them or of what they are in, or patterns such as "layer3.*".
         kinds: Which kinds may change: "dense" and "pointwise" convolutions, "linear" for Linears on vectors.
         classifier: Whether the last Linear may change too.
-        limit: How many images are looked at, at most.
+        limit: How many images are looked at, at most: of a tensor at even distances, of a loader the first, so let it shuffle.
         cache: A folder to keep what is measured in: the same call, stopped and begun again, goes on from there.
         progress: Show progress bars, and print the plan.
 

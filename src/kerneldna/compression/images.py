@@ -17,7 +17,7 @@ BATCH = 16
 
 
 def gathered(images: Images, *, limit: int) -> Tensor:
-    """Return the first images, `(N, C, H, W)`, on the CPU.
+    """Return images, `(N, C, H, W)`, on the CPU: of a tensor some at even distances, of a loader the first.
 
     Args:
         images: A tensor `(N, C, H, W)`, or a loader of such batches or of (images, labels).
@@ -31,6 +31,8 @@ def gathered(images: Images, *, limit: int) -> Tensor:
     found: list[Tensor] = []
     for batch in [images] if isinstance(images, Tensor) else images:
         x = images_of(batch, said="images gave")
+        if batch is images:
+            x = spread(x, limit)  # they may lie class by class
         if found and x.shape[1:] != found[0].shape[1:]:
             raise ValueError(
                 f"images of {tuple(found[0].shape[1:])} and {tuple(x.shape[1:])} were given; give all one size, by a resize and "
