@@ -108,3 +108,9 @@ def test_names_of_classes_that_are_none_are_said(tmp_path, classes):
     (tmp_path / "config.json").write_text(json.dumps({**config, "classes": classes}))
     with pytest.raises(ValueError, match=r"config\.json, classes.*: expected (a list|text)"):
         kd.load(tmp_path)
+
+
+def test_of_a_run_folder_it_is_said_where_the_network_is(tmp_path):
+    kd.save(make(), tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"is the folder of a run; its network is in '.*model'"):
+        kd.load(tmp_path)

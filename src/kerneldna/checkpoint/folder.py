@@ -116,6 +116,10 @@ def read_config(path: Path) -> dict[str, Any]:
         folder, remedy = path.parent, "give a folder that kerneldna.save or a training wrote"
         if not folder.exists():
             raise FileNotFoundError(f"no file or folder '{folder}'; {remedy}")
+        if (folder / "model" / CONFIG).exists():
+            raise FileNotFoundError(
+                f"'{folder}' is the folder of a run; its network is in '{folder / 'model'}'"
+            )
         raise FileNotFoundError(
             f"'{folder}' is a file; {remedy}" if folder.is_file() else f"no {CONFIG} in {folder}; {remedy}"
         )
