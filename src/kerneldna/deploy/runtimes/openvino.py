@@ -38,7 +38,7 @@ class OpenVino(onnx_file.OnnxFile):
         """Write `model`; see `kerneldna.deploy.runtime.Runtime`."""
         import openvino
 
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / "model.onnx"
             onnx_file.write(model, x, part, request)
             if request.compute == "int8":
