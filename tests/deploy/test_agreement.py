@@ -129,3 +129,18 @@ def test_a_file_is_written_where_float32_is_as_far_from_float64(
         return
     assert kd.export(amplifier, tmp_path / "m.onnx", images=X, batch=4).difference > 1e-4
     assert "the file's outputs are off by" in caplog.text
+
+
+def test_a_network_that_takes_more_than_images(tiny):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = copy.deepcopy(tiny)
+
+        def forward(self, images, shift):
+            return self.body(images + shift)
+
+    with pytest.raises(
+        ValueError, match=r"Two does not run on images \(2, 3, 224, 224\): .*anything beside one batch"
+    ):
+        kd.fuse_(Two().eval())

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from kerneldna.deploy.calibrate import constant_gates
 from kerneldna.network import surgery
+from kerneldna.reading.shown import said
 
 log = logging.getLogger(__name__)
 NOISE = 30  # times the error of float32 itself: a largest difference of a few outputs scatters that much
@@ -29,6 +30,23 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
     with exact:
         return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
+
+
+def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return what `outputs` does, of a network that may not run on `x`.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        return outputs(model, x)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the code of a network raises that is given what it does not take
+        raise ValueError(
+            f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error)}; to fuse it, pass a probe, images that "
+            "it takes. A network that takes anything beside one batch of images is neither fused nor exported"
+        ) from error
 
 
 def is_rounding(

@@ -17,7 +17,7 @@ from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import input_size_of, network_of, set_state, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import fold
-from kerneldna.deploy.agreement import is_rounding, outputs
+from kerneldna.deploy.agreement import first_outputs, is_rounding, outputs
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
 from kerneldna.deploy.settle import computing, settle_
@@ -80,7 +80,7 @@ def fuse_(
 
     Raises:
         ValueError: If the network is in training mode, holds nothing to fuse, is fused already, or was cut between a child and its
-            parent, if a hook would be lost, or calibration data is missing or not images.
+            parent, if it does not run on the probe, a hook would be lost, or calibration data is missing or not images.
         RuntimeError: If folding changed the outputs by more than 1e-4 of the largest; the model is then as it was. Where float32
             itself is off by about as much, float64 decides, with a warning.
     """
@@ -103,7 +103,7 @@ def fuse_(
         )
     trained = surgery.parameters_of(model)
     means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
-    before = expected = outputs(model, x)
+    before = expected = first_outputs(model, x)
     statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
     if means is not None:
         with calibration.constant_gates(model, means):
