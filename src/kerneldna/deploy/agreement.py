@@ -33,16 +33,18 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Return what `outputs` does, of a network that may not run on `x`.
+    """Return what `outputs` does, of a network that may take something else than `x`.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it does.
     """
     try:
         return outputs(model, x)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever the code of a network raises that is given what it does not take
+    except (
+        TypeError,
+        AttributeError,
+        LookupError,
+    ) as error:  # what code raises that is given something else than it takes
         raise ValueError(
             f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error)}; to fuse it, pass a probe, images that "
             "it takes. A network that takes anything beside one batch of images is neither fused nor exported"
