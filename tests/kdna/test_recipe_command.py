@@ -15,7 +15,10 @@ from command_line import call, last_line
 from kdna import demo
 from kerneldna.recipes.commented import commented
 from kerneldna.recipes.recipe import list_recipes, load_recipe
-from kerneldna.training import lightning_setup
+from kerneldna.training import (
+    compress_run,  # noqa: F401 - before the trainer is replaced, or it keeps what stands there then
+    lightning_setup,
+)
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -48,7 +48,7 @@ def opened(
                 f"the run in '{path}' has the task {recipe.task!r}; a classifier is compressed, before a detector is made of it"
             )
         if data is not None:
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": data})})
+            recipe = recipe.on_other_images(data)
         return found, recipe, run.model_dir
     if data is None:
         raise ValueError(f"{str(network)!r} is no folder, so its images are not known; pass data=")

@@ -109,5 +109,5 @@ class OpenedRun:
             raise ValueError(
                 f"'{self.path}' holds no recipe, which says what images to use; give the run folder of kdna train"
             )
-        data = open_data(source or self.recipe.data.source)
-        return calibration_loader(data, self.recipe, images=images, augmented=augmented)
+        recipe = self.recipe if source is None else self.recipe.on_other_images(source)
+        return calibration_loader(open_data(recipe.data.source), recipe, images=images, augmented=augmented)
