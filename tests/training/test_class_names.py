@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kerneldna.conversion.convert import classes_of, set_state
 from kerneldna.deploy.facts import knowing
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
+from kerneldna.training.compress_input import opened
 from kerneldna.training.evaluate import evaluate
 from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.trainer import train
@@ -98,3 +100,15 @@ def test_calibration_asks_for_images_and_no_classes(run, tmp_path):
     source = folder(tmp_path / "other", {"a": "red", "b": "blue"})
     data = run.calibration(run.network(), source=str(source), images=8)
     kd.fuse_(run.network(), mode="throughput", calibrate=data, progress=False)
+
+
+def test_limits_are_of_the_images_of_the_run_alone(run, tmp_path):
+    source = str(folder(tmp_path / "other", {name: name for name in COLOURS}, count=2))
+    shutil.copytree(run.path, tmp_path / "run")
+    noted = tmp_path / "run" / "recipe.yaml"
+    noted.write_text(noted.read_text().replace("limit_train: null", "limit_train: 1"))
+    limited = OpenedRun(tmp_path / "run")
+    assert limited.recipe.data.limit_train == 1
+    assert [len(limited.sample(4, source=each)) for each in (None, source)] == [1, 4]
+    _, recipe, _ = opened(tmp_path / "run", source, None)
+    assert (recipe.data.source, recipe.data.limit_train) == (source, None)
