@@ -9,7 +9,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 import kerneldna as kd
-from kerneldna.training.imitation import Imitation, total
+from kerneldna.conversion.convert import set_state
+from kerneldna.data.preprocessing import Preprocessing
+from kerneldna.training.imitation import Imitation, check_alike, total
 
 
 class Stream(IterableDataset):
@@ -243,3 +245,29 @@ def test_the_rate_of_a_loader_longer_than_it_says_does_not_rise_again(student, t
     kd.distill(after_one, teacher=teacher, images=[images[:8]], epochs=1)
     kd.distill(student, teacher=teacher, images=Long([images[:8]] * 4), epochs=1)
     assert all(torch.equal(a, b) for a, b in zip(after_one.parameters(), student.parameters(), strict=True))
+
+
+def test_outputs_that_mean_something_else(student, teacher, images):
+    teacher = copy.deepcopy(teacher)
+    set_state(student, classes=["a", "b", "c", "d", "e"])
+    for classes, said in (
+        (["b", "a", "c", "d", "e"], "the teacher has class 'b' at output 0, where the student has 'a'"),
+        (
+            ["a", "b", "c", "d"],
+            "the teacher has 4 classes and the student 5; give a teacher of the student's",
+        ),
+    ):
+        set_state(teacher, classes=classes)
+        with pytest.raises(ValueError, match=said):
+            kd.distill(student, teacher=teacher, images=images)
+
+
+def test_a_teacher_of_images_prepared_otherwise_is_warned_of(student, teacher, images, caplog):
+    teacher = copy.deepcopy(teacher)
+    for network, level in ((student, 0.5), (teacher, 0.4)):
+        how = Preprocessing((3, 32, 32), mean=(level,) * 3, std=(0.2,) * 3)
+        set_state(network, preprocessing=how.to_dict())
+    check_alike(teacher, copy.deepcopy(teacher))
+    assert not caplog.records
+    kd.distill(student, teacher=teacher, images=images[:8], epochs=1)
+    assert "trained on images of mean (0.4, 0.4, 0.4) and std (0.2, 0.2, 0.2)" in caplog.text

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kerneldna.deploy.calibrate import batches
 from kerneldna.layers.marks import check_loans
-from kerneldna.training.imitation import Imitation, total
+from kerneldna.training.imitation import Imitation, check_alike, total
 from kerneldna.training.optim import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ def _check(student: nn.Module, teacher: nn.Module, *, epochs: int, batch_size: i
             "teacher and student are one network; pass the network that the student was made of as teacher"
         )
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    check_alike(teacher, student)
     held = {id(parameter) for parameter in teacher.parameters()}
     if both := next((name for name, p in trained.items() if id(p) in held), None):
         raise ValueError(

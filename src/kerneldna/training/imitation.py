@@ -9,6 +9,7 @@ alike where one was made of the other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -17,8 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kerneldna.conversion.convert import classes_of
 from kerneldna.conversion.stages import find_stages
+from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.network import surgery
+
+log = logging.getLogger(__name__)
 
 
 class Imitation:
@@ -95,6 +100,34 @@ class Imitation:
         t = self.temperature
         answers, given = (F.log_softmax(each / t, dim=1) for each in (wanted, logits))
         return t**2 * F.kl_div(given, answers, reduction="none", log_target=True).sum(1).mean()
+
+
+def check_alike(teacher: nn.Module, student: nn.Module) -> None:
+    """Check what is noted on a teacher and its student: that output for output they mean the same, of the same images.
+
+    Images that were prepared otherwise for the teacher's training are warned of.
+
+    Raises:
+        ValueError: If their classes are others, or in another order.
+    """
+    known, learnt = (list(classes_of(each) or ()) for each in (teacher, student))
+    if known and learnt and known != learnt:
+        place = next(
+            (i for i, both in enumerate(zip(known, learnt, strict=False)) if both[0] != both[1]), None
+        )
+        said = (
+            f"{len(known)} classes and the student {len(learnt)}"
+            if place is None
+            else f"class {known[place]!r} at output {place}, where the student has {learnt[place]!r}"
+        )
+        raise ValueError(f"the teacher has {said}; give a teacher of the student's classes, in their order")
+    levels = [how and (tuple(how.mean), tuple(how.std)) for how in map(preprocessing_of, (teacher, student))]
+    if None not in levels and levels[0] != levels[1]:
+        log.warning(
+            "the teacher was trained on images of mean %s and std %s, and the student's are of mean %s and std %s: its answers "
+            "may be worse than it knows",
+            *(listed for each in levels if each for listed in each),
+        )
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

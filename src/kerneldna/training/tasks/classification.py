@@ -21,7 +21,7 @@ from kerneldna.data.transforms import ClassificationPreset, evaluation
 from kerneldna.models import create_from
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
-from kerneldna.training.imitation import Imitation, total
+from kerneldna.training.imitation import Imitation, check_alike, total
 from kerneldna.training.opened_run import OpenedRun
 from kerneldna.training.task import Task
 
@@ -90,6 +90,7 @@ class Classification(Task):
             model = OpenedRun(recipe.distill.student).network()
             teacher = OpenedRun(recipe.distill.teacher).network()
             set_state(model, preprocessing=how.to_dict())
+            check_alike(teacher, model)
         elif model is None:
             ways = {"input_size": how.input_size, "classes": data.classes}
             model = create_from(recipe.model, num_classes=len(data.classes), **ways)
