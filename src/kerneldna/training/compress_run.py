@@ -154,11 +154,8 @@ def _check_goes_on(
         )
     facts = _facts_in(folder)
     known = {key: facts[key] for key in ("method", "budget", "of") if key in facts}
-    made = {
-        "method": BASES,
-        **known,
-        **facts["asked"],
-    }  # files of 0.1 say no method, and less of what was asked for
+    # files of 0.1 say no method, and less of what was asked for
+    made = {"method": BASES, **known, **facts["asked"]}
     for name, wanted in {**asdict(asked), **source}.items():
         if name in made and wanted is not None and not _same(name, made[name], wanted):
             raise ValueError(
