@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kerneldna.deploy.calibrate import batches
 from kerneldna.layers.marks import check_loans
+from kerneldna.network.wrapped import refuse_wrapped, unwrapped
 from kerneldna.training.imitation import Imitation, check_alike, total
 from kerneldna.training.optim import parameter_groups
 
@@ -68,6 +69,7 @@ def distill(
             or in half precision, or the networks differ in their outputs.
         RuntimeError: If the loss or a gradient is not finite; the student is then as it was before that step.
     """
+    refuse_wrapped(student, "distill")
     check_loans(student, "distill")
     _check(student, teacher, epochs=epochs, batch_size=batch_size)
     groups = parameter_groups(student, decay_norm_and_bias=False)
@@ -148,12 +150,12 @@ def _check(student: nn.Module, teacher: nn.Module, *, epochs: int, batch_size: i
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value}; expected a whole number, {least} or more")
-    if teacher is student:
+    if unwrapped(teacher) is student:
         raise ValueError(
             "teacher and student are one network; pass the network that the student was made of as teacher"
         )
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
-    check_alike(teacher, student)
+    check_alike(unwrapped(teacher), student)
     held = {id(parameter) for parameter in teacher.parameters()}
     if both := next((name for name, p in trained.items() if id(p) in held), None):
         raise ValueError(

@@ -22,6 +22,7 @@ from kerneldna.conversion.convert import classes_of
 from kerneldna.conversion.stages import find_stages
 from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.network import surgery
+from kerneldna.network.wrapped import unwrapped
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class Imitation:
     Not a module on purpose: what holds one does not train, save or count the teacher.
 
     Args:
-        teacher: A trained network, from images `(B, C, H, W)` to logits `(B, classes)`. It is put in eval mode.
+        teacher: A trained network, from images `(B, C, H, W)` to logits `(B, classes)`, or one in a wrapper (compiled, parallel,
+            averaged). It is put in eval mode.
         temperature: Of the softmax, T.
         features: Weight of the second term; 0 leaves it out.
 
@@ -46,9 +48,10 @@ class Imitation:
                 f"temperature is {temperature:g} and features {features:g}; expected a temperature above 0, and a weight of 0 or "
                 "more"
             )
-        self.teacher = teacher.eval()
+        self.teacher = unwrapped(teacher).eval()  # whose stages have the names that the student's have
         self.temperature, self.features = temperature, features
-        self.stages = find_stages(teacher) if features else []
+        self._told = False
+        self.stages = find_stages(self.teacher) if features else []
 
     def to(self, device: torch.device) -> None:
         """Move the teacher."""
@@ -88,6 +91,12 @@ class Imitation:
                 f"the teacher gives logits {tuple(wanted.shape)}, the student {tuple(logits.shape)}; they need the same classes"
             )
         found = {"logits": self._difference(wanted.float(), logits.float())}
+        if self.features and not terms and not self._told:
+            self._told = True
+            log.warning(
+                "no map of the student has place and shape of one behind the teacher's stages (%s): the answers alone are learnt",
+                ", ".join(self.stages) or "none found",
+            )
         if terms:
             found["features"] = self.features * torch.stack(list(terms.values())).mean()
         return logits, found
