@@ -138,7 +138,9 @@ def test_a_network_of_full_rank_starts_as_it_was():
 def test_options_of_the_gate_are_checked():
     with pytest.raises(ValueError, match="unknown norm 'bach'; did you mean 'batch'"):
         SharedBasis(norm="bach")
-    with pytest.raises(ValueError, match=r"reduction is 0; a hidden width of channels // reduction needs 1"):
+    with pytest.raises(
+        ValueError, match=r"reduction is 0; a hidden width of channels // reduction needs a whole number, 1"
+    ):
         SharedBasis(reduction=0)
 
 

@@ -80,21 +80,23 @@ class SharedBasis:
         for kind in self._kinds:
             if kind not in stages.KINDS:
                 raise ValueError(suggest("kind of layer", kind, stages.KINDS))
-        if self.share != FULL and not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
+        share = self.share
+        if share != FULL and (share is True or not isinstance(share, (int, float)) or not 0 < share <= 1):
             raise ValueError(
                 f'share is {self.share!r}; expected a share of the parameters, above 0 and 1 at most, or "full"'
             )
         if self.norm not in NORMS:
             raise ValueError(suggest("norm", self.norm, NORMS))
-        if self.reduction < 1:
+        if not isinstance(self.reduction, int) or self.reduction < 1:
             raise ValueError(
-                f"reduction is {self.reduction}; a hidden width of channels // reduction needs 1 or more"
+                f"reduction is {self.reduction}; a hidden width of channels // reduction needs a whole number, 1 or more"
             )
         seen: set[str] = set()
         for group in self.groups or ():
             if not group.layers:
                 raise ValueError("a group has no layers; name one that is to have a basis, or several")
-            if group.rank != FULL and not (isinstance(group.rank, int) and group.rank >= 1):
+            rank = group.rank
+            if rank != FULL and (rank is True or not isinstance(rank, int) or rank < 1):
                 raise ValueError(
                     f'the group of {group.layers[0]!r} has rank {group.rank!r}; expected a number of filters, 1 or more, or "full"'
                 )
