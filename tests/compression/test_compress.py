@@ -238,3 +238,26 @@ def test_few_images_are_warned_of(trained, seen, caplog):
     caplog.clear()
     kd.plan_compression(trained, seen, budget=0.6, progress=False)
     assert not caplog.records
+
+
+def test_layers_of_one_bias_stay(seen: Tensor):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 16, 16, 3) for i in range(4)), nn.Flatten()).eval()
+    model[2].bias = model[1].bias
+    laid = kd.plan_compression(model, seen, budget=0.8, progress=False)
+    assert [(each.name, each.reason) for each in laid.skipped] == [
+        (name, "another layer has the same bias") for name in ("1", "2")
+    ]
+
+
+def test_what_is_not_asked_for_is_not_skipped(seen: Tensor):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.Flatten()
+    ).eval()
+    model[1].register_forward_hook(lambda *_: None)
+    all_, one = (
+        kd.plan_compression(model, seen, budget=0.8, layers=each, progress=False) for each in ("*", "2")
+    )
+    assert [each.name for each in all_.skipped] == ["1"]
+    assert not one.skipped

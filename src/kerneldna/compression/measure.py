@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -108,7 +109,7 @@ def measure(
     with _noting(model) as called:
         expected = answers(model, tried)
     apart = dict.fromkeys(wanted - called, "it does not run by itself, on one tensor")
-    traced = replace(traced, irreplaceable={**apart, **irreplaceable(model)})
+    traced = replace(traced, irreplaceable={**apart, **_tied(model), **irreplaceable(model)})
     found, skipped = find_candidates(
         runs, traced, kinds=kinds, classifier=classifier, wanted=wanted.__contains__
     )
@@ -185,6 +186,17 @@ def _named(model: nn.Module, patterns: Sequence[str]) -> set[str]:
             raise ValueError(f"{near}; write a qualified name, or a pattern such as 'layer3.*'")
         found |= hit
     return found
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Return the layers whose bias is another's too, with the reason why they stay: refinement gives each a bias of its own."""
+    held = Counter(id(p) for part in model.modules() for p in part._parameters.values() if p is not None)
+    biases = {name: part._parameters.get("bias") for name, part in model.named_modules()}
+    return {
+        name: "another layer has the same bias"
+        for name, bias in biases.items()
+        if bias is not None and held[id(bias)] > 1
+    }
 
 
 def _traced(model: nn.Module, images: Tensor) -> tuple[nn.Module, Trace]:
