@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -56,6 +57,12 @@ def seed() -> int:
     """Seed torch, so that a test draws the same numbers alone and in the suite."""
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> None:
+    """Give the library's log the level it starts with: commands turn it up, and tests count what is logged."""
+    logging.getLogger("kerneldna").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
