@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 import kerneldna as kd
 from kerneldna.conversion.convert import set_state
 from kerneldna.data.preprocessing import Preprocessing
-from kerneldna.training.imitation import Imitation, check_alike, total
+from kerneldna.training.imitation import check_alike
+from teaching import Answering, gap
 
 
 class Stream(IterableDataset):
@@ -31,45 +32,6 @@ class Once(list):
     def __init__(self, batches):
         super().__init__(batches)
         self.batches = batches
-
-
-class Answering(torch.nn.Module):
-    """A network whose answer is made into something else."""
-
-    def __init__(self, network, answer):
-        super().__init__()
-        self.network, self.answer = network, answer
-
-    def forward(self, x):
-        return self.answer(self.network(x), self.training)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.randn(33, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def teacher(images):
-    """A network whose norms know what they see, as a trained one's do."""
-    torch.manual_seed(0)
-    network = kd.create_model("resnet18", width=0.125, num_classes=5, zero_init_last=False)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        network.train()(images)
-    return network.eval()
-
-
-@pytest.fixture
-def student(teacher):
-    return kd.convert_(copy.deepcopy(teacher), kd.KernelDNA()).eval()
-
-
-def gap(student, teacher, images):
-    with torch.no_grad():
-        return float(total(Imitation(teacher).compare(student, images)[1]))
 
 
 def test_the_student_comes_nearer_and_the_teacher_stays(student, teacher, images):

@@ -9,46 +9,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 import kerneldna as kd
-from kerneldna.training.imitation import Imitation, total
-
-
-class Answering(torch.nn.Module):
-    """A network whose answer is made into something else."""
-
-    def __init__(self, network, answer):
-        super().__init__()
-        self.network, self.answer = network, answer
-
-    def forward(self, x):
-        return self.answer(self.network(x), self.training)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.randn(33, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def teacher(images):
-    """A network whose norms know what they see, as a trained one's do."""
-    torch.manual_seed(0)
-    network = kd.create_model("resnet18", width=0.125, num_classes=5, zero_init_last=False)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        network.train()(images)
-    return network.eval()
-
-
-@pytest.fixture
-def student(teacher):
-    return kd.convert_(copy.deepcopy(teacher), kd.KernelDNA()).eval()
-
-
-def gap(student, teacher, images):
-    with torch.no_grad():
-        return float(total(Imitation(teacher).compare(student, images)[1]))
+from kerneldna.training.imitation import Imitation
+from teaching import Answering, gap
 
 
 def test_a_network_that_answers_alike_loses_nothing(teacher, images):
