@@ -50,15 +50,16 @@ def refit_bases_(
         groups: The names of the layers that share a basis, the one that owns it first.
         progress: Show a progress bar.
     """
-    pack, room = [], AT_ONCE
+    packs: list[list[Sequence[str]]] = []
+    room = 0
     for group in groups:
         size = len(group) * _width(small, group) ** 2 * 8
-        if pack and size > room:
-            _refit_pack_(original, small, images, pack, progress=progress)
-            pack, room = [], AT_ONCE
-        pack.append(group)
+        if not packs or size > room:
+            packs.append([])
+            room = AT_ONCE
+        packs[-1].append(group)
         room -= size
-    if pack:
+    for pack in packs:
         _refit_pack_(original, small, images, pack, progress=progress)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from kerneldna.compression.statistics import Statistics, kernels_of
 from kerneldna.conversion.convert import network_of, state_of
 from kerneldna.layers.marks import Borrower
 from kerneldna.network import surgery
-from kerneldna.network.replaceable import irreplaceable
+from kerneldna.network.replaceable import irreplaceable, tied
 from kerneldna.network.surgery import InputSize, Trace
 from kerneldna.network.survey import Skip
 from kerneldna.network.wrapped import refuse_wrapped
@@ -190,13 +189,7 @@ def _named(model: nn.Module, patterns: Sequence[str]) -> set[str]:
 
 def _tied(model: nn.Module) -> dict[str, str]:
     """Return the layers whose bias is another's too, with the reason why they stay: refinement gives each a bias of its own."""
-    held = Counter(id(p) for part in model.modules() for p in part._parameters.values() if p is not None)
-    biases = {name: part._parameters.get("bias") for name, part in model.named_modules()}
-    return {
-        name: "another layer has the same bias"
-        for name, bias in biases.items()
-        if bias is not None and held[id(bias)] > 1
-    }
+    return dict.fromkeys(tied(model, "bias"), "another layer has the same bias")
 
 
 def _traced(model: nn.Module, images: Tensor) -> tuple[nn.Module, Trace]:
@@ -248,9 +241,8 @@ def _scale(
     model: nn.Module, images: Tensor, candidate: Candidate, found: Spectrum, expected: Sequence[Tensor]
 ) -> float:
     rank, errors = found.rank_at(TRIED), found.errors.sum(0)
-    while (
-        rank > 1 and errors[rank] < SEEN * errors[0]
-    ):  # of kernels that few filters give already, fewer say something
+    # of kernels that few filters give already, fewer say something
+    while rank > 1 and errors[rank] < SEEN * errors[0]:
         rank -= 1
     predicted = float(errors[rank])
     basis, mixes = found.factors(rank)

@@ -40,11 +40,8 @@ def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """
     try:
         return outputs(model, x)
-    except (
-        TypeError,
-        AttributeError,
-        LookupError,
-    ) as error:  # what code raises that is given something else than it takes
+    # what code raises that is given something else than it takes
+    except (TypeError, AttributeError, LookupError) as error:
         raise ValueError(
             f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error)}; to fuse it, pass a probe, images that "
             "it takes. A network that takes anything beside one batch of images is neither fused nor exported"

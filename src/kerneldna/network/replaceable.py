@@ -49,7 +49,7 @@ def irreplaceable(model: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) 
         known: As for `why_irreplaceable`.
     """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
-    owners = Counter(_place(p) for module in model.modules() for p in module._parameters.values())
+    same_weight = tied(model, "weight")
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -57,17 +57,26 @@ def irreplaceable(model: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) 
         reason = why_irreplaceable(module, known=known)
         if not reason and places[id(module)] > 1:
             reason = f"it stands in {places[id(module)]} places of the network"
-        if not reason and owners[_place(module._parameters.get("weight"))] > 1:
+        if not reason and name in same_weight:
             reason = "another layer has the same weight"
         if reason:
             found[name] = reason
     return found
 
 
-def _place(parameter: Tensor | None) -> int:
+def tied(model: nn.Module, part: str) -> set[str]:
+    """Return the names of the modules of which a parameter, such as "bias", is another's too."""
+    owners = Counter(
+        _place(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+    given = {name: module._parameters.get(part) for name, module in model.named_modules()}
+    return {name for name, p in given.items() if p is not None and owners[_place(p)] > 1}
+
+
+def _place(parameter: Tensor) -> int:
     """Return what is the same for parameters that are one, or two that stand in the same memory."""
     plain = type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not parameter.is_meta
-    return (parameter.data_ptr() if plain and parameter is not None else 0) or id(parameter)
+    return (parameter.data_ptr() if plain else 0) or id(parameter)
 
 
 def why_irreplaceable(module: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) -> str:

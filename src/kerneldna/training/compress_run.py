@@ -115,6 +115,7 @@ def compress_run(
         with run_lock(folder.path):
             found = opened(network, data, weights)
             _compress(found, folder, asked, source, epochs, overrides, progress=progress)
+    shutil.rmtree(folder.measured, ignore_errors=True)  # of no use once the facts are written
     facts = _facts_in(folder)
     if epochs:
         recipe = load_recipe(folder.recipe, overrides=[f"schedule.epochs={epochs}", *overrides])
@@ -162,7 +163,6 @@ def _check_goes_on(
                 f"'{folder.path}' holds a compression with {name}={made[name]!r}, and {name}={wanted!r} was asked for; give what "
                 "it was made with to go on with it, or another run_dir= for a new one"
             )
-    shutil.rmtree(folder.measured, ignore_errors=True)
 
 
 def _facts_in(folder: CompressFolder) -> dict[str, Any]:
@@ -207,7 +207,6 @@ def _compress(
             small.curve.savefig(part, format="png", dpi=144)
     asked_for = {"images": asked.images, "refine": asked.refine, **source}
     write_json(folder.facts, {**small.facts, "asked": asked_for, "top1": top1})
-    shutil.rmtree(folder.measured, ignore_errors=True)
 
 
 def _recipe(recipe: Recipe, folder: CompressFolder, method: str, teacher: Path, epochs: int) -> Recipe:

@@ -91,9 +91,8 @@ def distill(
                 most = 0
                 for x in batches(student, loader, text=text, progress=progress, said="a batch is"):
                     most = max(most, len(x))
-                    if (
-                        len(x) > 1 or most == 1
-                    ):  # BatchNorm may have nothing to normalise the one of a last batch by
+                    # BatchNorm may have nothing to normalise the one of a last batch by
+                    if len(x) > 1 or most == 1:
                         losses.append(_step(student, imitation, x, optimizer, place=(epoch, len(losses) + 1)))
                     cosine.step()
                 if not losses:
