@@ -8,12 +8,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from kerneldna.conversion.convert import set_state
+from kerneldna.conversion.convert import input_size_of, set_state
 from kerneldna.conversion.started import weights_of
 from kerneldna.data.dataset import open_data
 from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.models import create_model
-from kerneldna.network import surgery
 from kerneldna.recipes.specs import AugmentSpec, DataSpec, ModelSpec, OptimizerSpec, Recipe, ScheduleSpec
 from kerneldna.training.opened_run import OpenedRun
 
@@ -81,16 +80,14 @@ def _created(name: str, classes: Sequence[str], weights: str | None) -> nn.Modul
 
 def _new_recipe(name: str, network: nn.Module, source: str) -> Recipe:
     """Return a recipe for the images of a network that has none: prepared as it says itself."""
-    _, height, width = surgery.input_size_of(network)
-    side, how = min(height, width), preprocessing_of(network)
-    said: dict[str, Any] = dict(getattr(network, "pretrained_cfg", None) or {})
-    if how is not None:
-        said, side = how.to_dict(), min(how.input_size[1:])
+    _, height, width = input_size_of(network)
+    how = preprocessing_of(network)
+    said: dict[str, Any] = how.to_dict() if how else dict(getattr(network, "pretrained_cfg", None) or {})
     known = {key: said[key] for key in ("mean", "std", "interpolation", "crop_pct") if said.get(key)}
     return Recipe(
         name=name.replace("/", "_"),
         model=ModelSpec(name=name),
-        data=DataSpec(source=source, image_size=side, batch_size=32),
+        data=DataSpec(source=source, image_size=min(height, width), batch_size=32),
         augment=AugmentSpec(crop="random_resized", scale=(0.35, 1.0), flip=0.5, **known),
         optimizer=OptimizerSpec(name="adamw", lr=5e-4, weight_decay=0.01),
         schedule=ScheduleSpec(epochs=1),
