@@ -72,9 +72,9 @@ def compress(
         "progress": progress,
     }
     if plan:
-        laid = plan_run(network, **what)
+        laid = plan_run(network, run_dir=run, **what)
         say(str(laid))
-        return _planned(laid)
+        return {**({"run": str(run)} if run else {}), **_planned(laid)}
     folder = run or Path("runs") / f"{Path(network).name}-small"
     facts = compress_run(
         network, run_dir=folder, epochs=epochs, overrides=set_ or (), resume=resume, **what, **where

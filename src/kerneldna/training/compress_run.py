@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -31,12 +31,15 @@ from kerneldna.reading.typed import typed
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import DistillSpec, OptimizerSpec, Recipe, ScheduleSpec
 from kerneldna.training.compress_input import opened
-from kerneldna.training.compress_way import BASES, Asked, laid_out, made_smaller
+from kerneldna.training.compress_way import BASES, Asked, curve_of, laid_out, made_smaller
 from kerneldna.training.evaluate import headline
 from kerneldna.training.processes import is_partner
 from kerneldna.training.run_folder import RunFolder
 from kerneldna.training.run_lock import run_lock
 from kerneldna.training.trainer import train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class CompressFolder:
@@ -109,9 +112,8 @@ def compress_run(
     folder = CompressFolder(run_dir)
     if folder.facts.exists():
         _check_goes_on(folder, asked, source, resume=resume or is_partner())
-    elif RunFolder(run_dir).recipe_file.exists():
-        raise FileExistsError(f"'{folder.path}' already holds a training; give another run_dir=")
     else:
+        _check_no_training(folder)
         with run_lock(folder.path):
             found = opened(network, data, weights)
             _compress(found, folder, asked, source, epochs, overrides, progress=progress)
@@ -137,12 +139,41 @@ def plan_run(
     of: str = "parameters",
     images: int | None = None,
     refine: bool | None = None,
+    run_dir: str | Path | None = None,
     progress: bool = True,
 ) -> CompressionPlan | Plan:
-    """Return what `compress_run` would do; arguments as there. Nothing is written."""
+    """Return what `compress_run` would do; arguments as there.
+
+    With `run_dir` the curve of all budgets is drawn there, and what was measured is kept: `compress_run` into that folder goes on
+    from it. Without it nothing is written.
+
+    Raises:
+        FileExistsError: If the folder holds a compression or a training.
+        ValueError: As for `compress_run`; or `run_dir` is given for children, which have no curve.
+    """
     asked = Asked(method, budget, of, images, refine)
-    trained, recipe, _ = opened(network, data, weights)
-    return laid_out(asked, trained, recipe, progress=progress)
+    if run_dir is None:
+        trained, recipe, _ = opened(network, data, weights)
+        return laid_out(asked, trained, recipe, progress=progress)
+    if asked.method != BASES:
+        raise ValueError(
+            f"run_dir='{run_dir}' was given for a plan with method={asked.method!r}, which has no curve to draw; leave run_dir= out"
+        )
+    folder = CompressFolder(run_dir)
+    if folder.facts.exists():
+        raise FileExistsError(f"'{folder.path}' already holds a compression; give another run_dir=")
+    _check_no_training(folder)
+    with run_lock(folder.path):
+        trained, recipe, _ = opened(network, data, weights)
+        laid = laid_out(asked, trained, recipe, cache=folder.measured, progress=progress)
+        if isinstance(laid, CompressionPlan):
+            _draw(curve_of(laid), folder)
+    return laid
+
+
+def _check_no_training(folder: CompressFolder) -> None:
+    if RunFolder(folder.path).recipe_file.exists():
+        raise FileExistsError(f"'{folder.path}' already holds a training; give another run_dir=")
 
 
 def _check_goes_on(
@@ -203,10 +234,14 @@ def _compress(
         checkpoint.save(teacher, folder.teacher)
     checkpoint.save(small.network, folder.compressed)
     if small.curve is not None:
-        with atomic(folder.curve) as part:
-            small.curve.savefig(part, format="png", dpi=144)
+        _draw(small.curve, folder)
     asked_for = {"images": asked.images, "refine": asked.refine, **source}
     write_json(folder.facts, {**small.facts, "asked": asked_for, "top1": top1})
+
+
+def _draw(curve: Figure, folder: CompressFolder) -> None:
+    with atomic(folder.curve) as part:
+        curve.savefig(part, format="png", dpi=144)
 
 
 def _recipe(recipe: Recipe, folder: CompressFolder, method: str, teacher: Path, epochs: int) -> Recipe:

@@ -92,13 +92,16 @@ class Smaller:
     curve: Figure | None = None
 
 
-def laid_out(asked: Asked, network: nn.Module, recipe: Recipe, *, progress: bool) -> CompressionPlan | Plan:
+def laid_out(
+    asked: Asked, network: nn.Module, recipe: Recipe, *, cache: Path | None = None, progress: bool
+) -> CompressionPlan | Plan:
     """Return what would change in a network, which stays as it is.
 
     Args:
         asked: What is wanted.
         network: In eval mode, not converted.
         recipe: Says what images it is for.
+        cache: A folder to keep what is measured in: the same measurement, stopped and begun again, goes on from there.
         progress: Show progress bars.
 
     Raises:
@@ -106,7 +109,8 @@ def laid_out(asked: Asked, network: nn.Module, recipe: Recipe, *, progress: bool
     """
     if asked.method == CHILDREN:
         return _children(asked, network)
-    return planned(_measured(asked, network, recipe, progress=progress), budget=asked.budget, of=asked.of)
+    measured = _measured(asked, network, recipe, cache=cache, progress=progress)
+    return planned(measured, budget=asked.budget, of=asked.of)
 
 
 def made_smaller(
@@ -118,7 +122,7 @@ def made_smaller(
         asked: What is wanted.
         network: In eval mode, not converted; it is not changed.
         recipe: Says what images it is for.
-        cache: A folder to keep what is measured in: the same call, stopped and begun again, goes on from there.
+        cache: As of `laid_out`.
         progress: Show progress bars, and print the plan.
     """
     if asked.method == CHILDREN:
@@ -145,7 +149,7 @@ def made_smaller(
     found = {key: plain[key] for key in ("damage", "images", "sets", "curve", "skipped")}
     before, after = (describe(each, input_size=measured.input_size).size for each in (network, small))
     facts = _facts(asked, (network, small), (before, after))
-    return Smaller(small, steps, {**facts, **found}, _drawn(laid))
+    return Smaller(small, steps, {**facts, **found}, curve_of(laid))
 
 
 def _say(laid: CompressionPlan | Plan, *, progress: bool) -> None:
@@ -178,7 +182,8 @@ def _facts(asked: Asked, networks: tuple[nn.Module, nn.Module], sizes: tuple[Siz
     return {"method": asked.method, "budget": asked.budget, "of": asked.of, **named}
 
 
-def _drawn(laid: CompressionPlan) -> Figure:
+def curve_of(laid: CompressionPlan) -> Figure:
+    """Return the curve of a plan drawn: size against damage, for all budgets."""
     sizes = [point.parameters if laid.of == "parameters" else point.macs for point in laid.curve]
     return compression_curve(
         sizes,
