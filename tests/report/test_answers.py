@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from dataclasses import replace
 
 import pytest
@@ -142,6 +143,15 @@ def test_the_section_of_mistakes(tmp_path):
     assert chart_data([replace(RUN, answers=ANSWERS)])["runs"][0]["confusion"] == {
         "classes": ["<one>", "seven"], "counts": [[40, 10], [0, 50]],
     }  # fmt: skip
+
+
+def test_a_name_that_utf8_cannot_write(tmp_path):
+    """As a file has it that came out of an archive of another encoding."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    answers = replace(ANSWERS, mistakes=[replace(MISTAKE, name=name)])
+    text = written(tmp_path, replace(RUN, name=name, answers=answers))
+    assert text.count(r'<img alt="caf\udce9.jpg"') == 1
+    assert r"</span>caf\udce9.jpg</th>" in text
 
 
 def test_of_many_classes_the_weakest_stand_there(tmp_path):

@@ -114,7 +114,8 @@ def _write(
         script_hash=_hash(script),
         data=embed(data),
     )
-    files.write_text(path, page)
+    # the name of a file in another encoding holds halves of pairs, which UTF-8 cannot write
+    files.write_text(path, page.encode("utf-8", "backslashreplace").decode())
 
 
 def _comparison(runs: Sequence[RunReport]) -> str:
