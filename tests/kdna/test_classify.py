@@ -151,6 +151,20 @@ def test_a_folder_of_class_folders_gives_what_eval_measures(run, photos, tmp_pat
     assert "amber/0.png" in shown.stdout  # names alone would stand for several photos
 
 
+def test_a_link_stands_in_the_folder_of_its_class(run, photos, tmp_path):
+    """Not in the folder that it leads to, as where a cache keeps each file once, or photos were sorted anew by links."""
+    (tmp_path / "train").symlink_to(photos / "train")
+    for name, other in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for photo in sorted((photos / "val" / other).iterdir()):
+            (tmp_path / "val" / name / photo.name).symlink_to(photo)
+        (tmp_path / "val" / name / "again.png").symlink_to(photos / "val" / other / "0.png")
+    done = last_line(call("predict", run, tmp_path / "val", "--out", tmp_path / "out", "--sheet", 0))
+    measured = last_line(call("eval", run, "--data", tmp_path, "--no-progress"))
+    assert done["images"] == measured["images"] == 60
+    assert done["top1"] == pytest.approx(measured["top1"], abs=1e-6)
+
+
 def test_the_list_and_the_sheet(run, photos, tmp_path):
     (tmp_path / "mixed").mkdir()
     for name in ("red", "sky"):

@@ -104,19 +104,20 @@ def list_images(folders: Sequence[Path], passed: PassedOver) -> list[list[str]]:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Return files as they are, folders as the images in them, sorted by name; each file once.
+    """Return files as they are, folders as the images in them, sorted by name; each path once.
 
-    A folder without images of its own stands for those in its sub-folders, as one of class folders does.
+    Links to one file are several photos, as they are in training. A folder without images of its own stands for those in its
+    sub-folders, as one of class folders does.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in any.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"no file or folder '{path}'; give images, or folders of images")
         for file in _images_in(path) if path.is_dir() else [path]:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.abspath(file), file)  # noqa: PTH100 - resolve() would follow links
     if not found:
         raise FileNotFoundError(
             f"no image in {', '.join(map(repr, map(str, paths))) or 'an empty list'}; give files, or folders that hold files "

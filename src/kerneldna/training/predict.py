@@ -12,6 +12,7 @@ What an image becomes before the network sees it is what the network, or the fil
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,5 +191,6 @@ def _photo(file: Path, shares: Tensor, names: Sequence[str] | None) -> Photo:
     known = names or [str(number) for number in range(len(shares))]
     pairs = zip(numbers.tolist(), values.tolist(), strict=True)
     likely = tuple((known[int(number)], float(share)) for number, share in pairs)
-    parent = file.resolve().parent.name
+    # not resolve(): a link stands in the folder of its class, and leads to where caches and stores keep their files
+    parent = Path(os.path.abspath(file)).parent.name  # noqa: PTH100
     return Photo(file, likely, parent if parent in (names or ()) else None)
