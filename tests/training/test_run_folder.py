@@ -32,6 +32,19 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, name):
         RunFolder(tmp_path).start(RECIPE, resume=False)
 
 
+def test_a_finished_run_whose_checkpoint_is_gone_stays(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start(RECIPE, resume=False)
+    folder.result_file.touch()
+    message = rf"'{tmp_path}' is finished, and last.ckpt, which resume=True goes on from, is gone; it stays as it is: another"
+    for lr in (RECIPE.optimizer.lr, 0.01):
+        with pytest.raises(FileExistsError, match=message):
+            folder.start(load_recipe("resnet18-digits", overrides=[f"optimizer.lr={lr}"]), resume=True)
+    assert folder.recipe() == RECIPE
+    folder.result_file.unlink()
+    folder.start(RECIPE, resume=True)
+
+
 def test_only_the_number_of_workers_may_differ(tmp_path):
     folder = RunFolder(tmp_path)
     folder.start(RECIPE, resume=True)

@@ -82,7 +82,7 @@ class RunFolder:
         """Write the recipe into a new folder, or check the recipe of the one that goes on; remove half-written files.
 
         Raises:
-            FileExistsError: If the folder holds a run and `resume` is false.
+            FileExistsError: If the folder holds a run and `resume` is false, or a finished run without a checkpoint to go on from.
             ValueError: If the run to go on with has another recipe; the message names the keys.
         """
         clear_parts(self.path)
@@ -93,6 +93,12 @@ class RunFolder:
             )
         if self.checkpoint_file.exists():
             self._check_same(recipe)
+        elif self.result_file.exists():
+            # checkpoints are removed to save room; what took days would be trained anew, by another recipe too
+            raise FileExistsError(
+                f"the run in '{self.path}' is finished, and last.ckpt, which resume=True goes on from, is gone; it stays as it is: "
+                "another run_dir= starts a new run, and without its result.json it is trained anew"
+            )
         else:
             write_text(self.recipe_file, recipe.to_yaml())
 

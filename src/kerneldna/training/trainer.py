@@ -64,7 +64,7 @@ def train(
         The figures of the last epoch.
 
     Raises:
-        FileExistsError: If the folder holds a run and `resume` is false.
+        FileExistsError: If the folder holds a run and `resume` is false, or a finished run without a checkpoint to go on from.
         ValueError: If the run to go on with has another recipe, was begun on other data or has a damaged checkpoint, or a logger is
             unknown.
         ModuleNotFoundError: If a logger's package is not installed.
