@@ -20,7 +20,10 @@ def evaluate(
     ] = None,
     split: Annotated[
         str,
-        typer.Option(help="Images of the data set to measure on: val, test, train, or another that it has."),
+        typer.Option(
+            help="Images of the data set to measure on: val, test, train, or another that it has; all: every image of a folder "
+            "that has no val, of which a fifth is set apart otherwise."
+        ),
     ] = "val",
     detections: Annotated[
         Path | None,

@@ -26,7 +26,7 @@ _OTHERWISE = {
     },
 }
 # What one command does, said by the others too.
-_ELSEWHERE = {"allow_nonfinite": "kdna inspect --allow-nonfinite"}
+_ELSEWHERE = {"allow_nonfinite": "kdna inspect --allow-nonfinite", "split": "kdna eval --split {}"}
 # How a command is given an option of a method.
 _METHOD_OPTION = {"inspect": "--set {}={}", "train": "model.options.{}={}"}
 

@@ -125,7 +125,8 @@ def open_data(source: str, *, split: str | None = None) -> ImageData:
     Args:
         source: A name, a folder or a hub name; each file of `kerneldna.data.datasets` says in its `form` which
             sources it opens, and the error for an unknown source lists them.
-        split: What stands in `val`, such as "test" or "train"; by default the images to validate on.
+        split: What stands in `val`, such as "test" or "train"; by default the images to validate on. "all" is every image of a
+            folder that has none to validate on.
 
     Raises:
         ValueError: If no data set understands `source`, it has no such split, a split is empty, or the name of a class is no text.

@@ -47,8 +47,9 @@ def evaluate(
             an exported file's.
         recipe: Says which images, in what form; the run's own where not given.
         detections: A folder to write what a detector found into, in COCO's results format: bbox.json and segm.json.
-        split: Other images of the data set to measure on, such as "test"; by default those to validate on. A limit of the recipe
-            holds for the split that it names.
+        split: Other images of the data set to measure on, such as "test"; by default those to validate on. "all" is every image
+            of a folder of classes, of which a fifth is set apart otherwise. A limit of the recipe holds for the split that it
+            names.
         progress: Show a progress bar.
 
     A network knows the names of its classes, and so does its exported file: labels are looked up by name, whatever their order,

@@ -136,6 +136,20 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path):
         open_data(str(tmp_path))
 
 
+@pytest.mark.parametrize("inside", ["train", ""])
+def test_all_images_of_a_folder_that_is_not_split(tmp_path, inside):
+    fill(tmp_path / inside, {"cat": 4, "dog": 1})
+    assert len(names(open_data(str(tmp_path), split="all").val)) == 5
+    recipe = load_recipe("resnet18-digits", overrides=["data.image_size=8", "data.workers=0"])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    set_state(network, classes=["dog", "cat"])
+    measured = evaluate(network, recipe.on_other_images(str(tmp_path)), split="all")
+    assert measured["images"] == 5
+    # the way there is said where a fifth cannot be set apart
+    refused = call("train", "resnet18-digits", "--data", tmp_path, "--run", tmp_path / "run", code=1)
+    assert "kdna eval --split all measures on every image" in refused.stderr.replace("\n", " ")
+
+
 def test_a_folder_comes_before_a_built_in_set(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     assert open_data("digits").classes == tuple("0123456789")

@@ -46,7 +46,8 @@ class Folder:
 
         Args:
             source: The folder.
-            split: The folder to validate on; by default the first of those that there are.
+            split: The folder to validate on; by default the first of those that there are. "all" of a folder that has none is
+                every image of it, those set apart and the others.
 
         Raises:
             ValueError: If there is a class to validate on that is not trained on, or a class has one image and is to be split.
@@ -55,6 +56,8 @@ class Folder:
         root = Path(source)
         layout = layout_of(root)
         train = FolderSplit(root if layout == "classes" else root / "train")
+        if layout != "split" and split == "all":
+            return ImageData(root.resolve().name, train.classes, train, train)
         if layout != "split" and split in (None, "train"):
             data = _set_apart(root, train)
             return data if split is None else replace(data, val=data.train)
@@ -170,7 +173,7 @@ def _set_apart(root: Path, split: FolderSplit) -> ImageData:
     if alone := [split.classes[label] for label, indices in of_class.items() if len(indices) < 2]:
         raise ValueError(
             f"'{split.root}' has one image of {listed(alone)}, and there is no val/; a class needs one image to train and one to "
-            "validate on: add some, or give val/<class>/ folders"
+            "validate on: add some, or give val/<class>/ folders; split='all' measures on every image"
         )
 
     def place(index: int) -> bytes:
