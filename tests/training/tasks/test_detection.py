@@ -123,9 +123,10 @@ def test_boxes_alone(recipe, tmp_path, kind):
     assert result.mask_ap is None
 
 
-def test_what_is_frozen_stays(recipe, tmp_path):
+@pytest.mark.parametrize("norm", ["frozen", "sync"])
+def test_what_is_frozen_stays(recipe, tmp_path, norm):
     given = recipe(
-        "detection.norm=frozen",
+        f"detection.norm={norm}",
         "detection.frozen_stages=1",
         "schedule.epochs=1",
         "optimizer.weight_decay=0.1",
@@ -139,11 +140,14 @@ def test_what_is_frozen_stays(recipe, tmp_path):
     frozen = {
         name
         for name in inside
-        if "running" in name or ".bn" in name or "conv_stem" in name or ".blocks.0" in name
+        if (norm == "frozen" and ("running" in name or ".bn" in name))
+        or any(part in name for part in ("conv_stem", "model.bn1", ".blocks.0"))
     }
+    assert any("running_mean" in name for name in frozen)
     assert frozen
     assert frozen <= same
     assert "backbone.body.model.blocks.3.0.conv_pw.weight" not in same
+    assert ("backbone.body.model.blocks.3.0.bn1.running_mean" in same) == (norm == "frozen")
     assert not {name for name in before if name.startswith(("backbone.fpn", "rpn", "roi_heads"))} & same
 
 

@@ -125,11 +125,13 @@ class Detection(Task):
         return self.measured(images)
 
     def train(self, mode: bool = True) -> Detection:
-        """Put the detector into training mode; frozen BatchNorms stay in eval mode."""
+        """Put the detector into training mode; BatchNorms that are frozen, alone or with their stage, stay in eval mode."""
         super().train(mode)
-        if _detection(self.recipe).norm == "frozen":
-            for norm in self._norms():
-                norm.eval()
+        all_frozen = _detection(self.recipe).norm == "frozen"
+        for norm in self._norms():
+            own = list(norm.parameters())
+            if all_frozen or (own and not any(parameter.requires_grad for parameter in own)):
+                norm.eval()  # or its running statistics would move
         return self
 
     def training_step(self, batch: tuple[list[Tensor], list[dict[str, Tensor]]], batch_idx: int) -> Tensor:
