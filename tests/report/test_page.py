@@ -165,6 +165,20 @@ def test_a_difference_is_green_only_where_seeds_bear_it_out(written):
         assert expected in text
 
 
+def test_runs_on_different_images_say_so(written, tmp_path):
+    first, other = (
+        replace(BARE, top1=top1, top1_seeds=[top1 - 0.01, top1 + 0.01], measured_on=on)
+        for top1, on in ((0.5, "all of digits"), (0.9, "200 of digits"))
+    )
+    warning = "figures of different images do not compare"
+    text = written([first, other]).split("<script")[0]
+    assert warning in text
+    assert "95 %" not in text
+    same = written([first, replace(other, measured_on=first.measured_on)])
+    assert warning not in same
+    assert '<small class="good">+40.00 points</small>' in same
+
+
 def test_a_single_seed_says_so(written):
     text = Page(written([BARE, replace(BARE, top1=0.9, images=100)])).text
     assert text.count("\none seed\n") == 2

@@ -91,6 +91,9 @@ def test_one_run(write, network):
     assert (run.name, run.parameters, run.macs) == ("dna", size.parameters, size.macs)
     assert (run.top1, run.top1_seeds, run.seed_curves) == (0.5, (), ())
     assert run.curves["val_loss"] == [0.5, 1.0]
+    assert run.measured_on == "all of digits"
+    limited = summarize("dna", network, [write("limited", "data.limit_val=20", "data.limit_train=9")])
+    assert limited.measured_on == "20 of digits"
     assert [stage["name"] for stage in run.stages] == ["layer3", "layer4"]
     children = {child for family in kd.plan_of(network).families for child in family.children}
     assert run.attentions.keys() == children

@@ -131,6 +131,7 @@ class FinishedRun:
     stages: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, int] = field(default_factory=dict)
+    measured_on: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,7 @@ class RunReport(FinishedRun):
         answers: What it answers for each validation image; None where that was not looked at.
         unanswered: Why not, where it was tried.
         files: Label -> bytes of further files made from this run (fused, ONNX).
+        measured_on: Which images its figures are of, in words: figures of other images do not compare.
         compression: What `kdna compress` did, where the run is one.
 
     Raises:

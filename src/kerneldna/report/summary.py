@@ -107,6 +107,7 @@ def summarize(name: str, model: nn.Module, folders: Sequence[RunFolder]) -> RunR
         },
         facts=facts_of(folders),
         files=exported_files(folders[0]),
+        measured_on=_measured_on(folders[0]),
         compression=compression_of(folders[0]),
     )
 
@@ -128,6 +129,7 @@ def summarize_detector(name: str, model: nn.Module, folders: Sequence[RunFolder]
         stages=plan.to_dict()["stages"] if plan else (),
         facts=facts_of(folders),
         files=exported_files(folders[0]),
+        measured_on=_measured_on(folders[0]),
     )
 
 
@@ -236,6 +238,11 @@ def _top1(folder: RunFolder) -> float:
             f"{folder.result_file} has no top1, and a report compares it; measure the run with kdna eval"
         )
     return top1
+
+
+def _measured_on(folder: RunFolder) -> str:
+    data = folder.recipe().data
+    return f"{data.limit_val or 'all'} of {data.source}"
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -40,7 +40,7 @@ def comparison(runs: Sequence[RunReport]) -> tuple[str, str]:
     columns, first = [_Column("Accuracy", _accuracy), *_SIZES], runs[0]
     how = ["Parameters count each shared kernel once. MAC: multiply-accumulate operations."]
     if len(runs) > 1:
-        how.append(f"Small print compares with {first.name}.")
+        how.append(f"Small print compares with {first.name}.{_other_images(runs)}")
     if any(run.deviation is not None for run in runs):
         how.append("±: standard deviation over the seeds of the run.")
     if any(_seeds_differ(run, first) for run in runs[1:]):
@@ -86,7 +86,7 @@ def precisions(runs: Sequence[DetectorReport]) -> tuple[str, str]:
     how = ["AP: COCO's average precision, in per cent. Compute is that of the backbone."]
     if len(runs) > 1:
         how.append(
-            f"Small print compares with {first.name}; green where the 95 % interval over seeds is above zero."
+            f"Small print compares with {first.name}; green where the 95 % interval over seeds is above zero.{_other_images(runs)}"
         )
     return plain_table(["Run", *figures.values(), *(column.head for column in _SIZES)], rows), " ".join(how)
 
@@ -174,8 +174,16 @@ def _precision(run: DetectorReport, first: DetectorReport | None, figure: str) -
         text += "<small>one seed</small>"
     theirs = first.precision.get(figure, ()) if first else ()
     if theirs:
-        text += points(mean - statistics.fmean(theirs), of_difference(values, theirs))
+        same = first is not None and run.measured_on == first.measured_on
+        text += points(mean - statistics.fmean(theirs), of_difference(values, theirs) if same else None)
     return Cell(text, mean)
+
+
+def _other_images(runs: Sequence[FinishedRun]) -> str:
+    """Return a sentence, behind others, on runs whose figures are of different images."""
+    if len({run.measured_on for run in runs}) < 2:
+        return ""
+    return " The runs name different data sets or numbers of images to validate on: figures of different images do not compare."
 
 
 def _counted(field: str, write: Callable[[float], str]) -> _Write:
@@ -212,7 +220,8 @@ def _share(run: RunReport) -> tuple[float, float] | None:
 
 
 def _seeds_differ(run: RunReport, first: RunReport) -> tuple[float, float] | None:
-    return of_difference(run.top1_seeds, first.top1_seeds)
+    # an interval over seeds says nothing of how hard other images are
+    return of_difference(run.top1_seeds, first.top1_seeds) if run.measured_on == first.measured_on else None
 
 
 def _time(run: RunReport, first: RunReport | None) -> Cell:
