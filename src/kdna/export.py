@@ -113,8 +113,7 @@ def export(
     )
     rounded = "int8" in (storage, compute)
     figures: dict[str, dict[str, float]] = {}
-    whole = batch is None and part is None
-    if opened.recipe and whole and (rounded if evaluate is None else evaluate):
+    if opened.recipe and part is None and (rounded if evaluate is None else evaluate):
         file = kd.load_exported(path, runtime=runtime)
         figures = opened.compare({"pytorch": model, runtime: file}, progress=progress)
     return {

@@ -188,7 +188,14 @@ def test_the_list_and_the_sheet(run, photos, tmp_path):
 
 
 def test_a_file_of_a_fixed_batch(run, photos, tmp_path):
-    call("export", run, "--out", tmp_path / "four.onnx", "--batch", 4, "--no-progress")
+    written = call(
+        "export", run, "--out", tmp_path / "four.onnx", "--batch", 4, "--evaluate", "--no-progress"
+    )
+    measured = [last_line(call("eval", run, "--model", tmp_path / "four.onnx", "--no-progress"))]
+    measured.append(last_line(call("eval", run, "--no-progress")))
+    assert measured[0]["images"] == 54  # batches of 16, the last of 6
+    assert measured[0]["top1"] == measured[1]["top1"] == last_line(written)["top1"]["onnx"]
+    assert measured[0]["loss"] == pytest.approx(measured[1]["loss"], rel=1e-4)
     words = [photos / "val/red", "--no-progress"]
     fixed = call("predict", tmp_path / "four.onnx", *words, "--out", tmp_path / "a")
     call("predict", run, *words, "--out", tmp_path / "b")

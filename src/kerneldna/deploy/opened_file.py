@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -68,6 +69,29 @@ def opened(target: type[Runtime], path: Path, *, threads: int | None, precision:
     for name in ("classes", "preprocessing", "facts"):
         setattr(found, name, getattr(run, name, None))
     return found
+
+
+def of_any_batch(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the function of a classifier's file as one of any number of images.
+
+    A file that was exported for a fixed batch is given them in parts of that size, the last one filled up by its first image.
+
+    Args:
+        run: What `opened` returned, or any other function, which is returned as it is.
+    """
+    fixed = (getattr(run, "facts", None) or {}).get("batch")
+    if not fixed:
+        return run
+    size = int(fixed)
+
+    def in_parts(images: Tensor) -> Tensor:
+        found = []
+        for part in images.split(size):
+            filling = part[:1].expand(size - len(part), *part.shape[1:])
+            found.append(run(torch.cat([part, filling]))[: len(part)])
+        return torch.cat(found)
+
+    return in_parts
 
 
 def read_facts(path: Path, runtime: str | None = None) -> tuple[str, dict[str, str], int]:

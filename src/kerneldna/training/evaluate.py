@@ -23,6 +23,7 @@ from kerneldna.data.loaders import val_loader
 from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.data.transforms import evaluation
 from kerneldna.deploy.inside import of_normalised
+from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.lightning_setup import make_trainer, quiet
@@ -154,11 +155,11 @@ def labelled_for(classes: Sequence[str] | None, data: ImageData) -> ImageData:
 
 
 def _of_images(function: Callable[[Any], Any], recipe: Recipe) -> Callable[[Any], Any]:
-    """Return the function of a file as one of the images of a recipe, also where the file normalises them itself."""
-    how = preprocessing_of(function)
+    """Return the function of a file as one of the images of a recipe, also where the file normalises them, or has a fixed batch."""
+    how, run = preprocessing_of(function), of_any_batch(function)
     if how is None or not how.takes_pixels:
-        return function
-    return of_normalised(function, evaluation(recipe.data, recipe.augment))
+        return run
+    return of_normalised(run, evaluation(recipe.data, recipe.augment))
 
 
 class _Function(nn.Module):

@@ -26,6 +26,7 @@ from kerneldna.conversion.convert import classes_of
 from kerneldna.data.images import UnreadableImageError, read_image
 from kerneldna.data.listing import find_images
 from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
+from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.figures.contact_sheet import Entry, contact_sheet
 from kerneldna.files import atomic, write_json
 from kerneldna.network.surgery import device_of
@@ -147,7 +148,7 @@ def _preprocessing(network: Any) -> Preprocessing:
 def _runner(network: Any, device: str) -> Callable[[Tensor], Tensor]:
     """Return a function from a batch of images to what the network or the file gives, both on the CPU."""
     if not isinstance(network, nn.Module):
-        return network
+        return of_any_batch(network)
     place = device_of(device)
     moved = network.eval().to(place)
     return lambda images: moved(images.to(place)).float().cpu()
@@ -163,27 +164,18 @@ def _classified(
     progress: bool,
 ) -> Iterator[tuple[list[tuple[Path, Image.Image]], Tensor]]:
     """Yield photos with their probabilities, `(B, classes)`, batch by batch; those that cannot be read are added to `unread`."""
-    transform, size = how.transform(), _batch_size(run)
-    for start in bar(range(0, len(files), size or BATCH), text="predict", on=progress and len(files) > BATCH):
+    transform = how.transform()
+    for start in bar(range(0, len(files), BATCH), text="predict", on=progress and len(files) > BATCH):
         part: list[tuple[Path, Image.Image]] = []
-        for file in files[start : start + (size or BATCH)]:
+        for file in files[start : start + BATCH]:
             try:
                 part.append((file, read_image(file)))
             except UnreadableImageError as error:
                 log.warning("skipped image %s, which cannot be read (%s)", file, error.reason)
                 unread.append(str(file))
         if part:
-            batch = torch.stack([transform(image) for _, image in part])
-            missing = (size or len(batch)) - len(batch)  # a file of a fixed batch takes no smaller one
-            given = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)]) if missing else batch
-            found = run(given)[: len(part)]
+            found = run(torch.stack([transform(image) for _, image in part]))
             yield part, found if how.takes_pixels else found.softmax(1)
-
-
-def _batch_size(run: Any) -> int | None:
-    """Return the batch that a file was exported for; None where it takes any."""
-    fixed = (getattr(run, "facts", None) or {}).get("batch")
-    return int(fixed) if fixed else None
 
 
 def _photo(file: Path, shares: Tensor, names: Sequence[str] | None) -> Photo:
