@@ -55,12 +55,23 @@ def test_accuracy_is_drawn_in_percent():
     assert axis.get_major_formatter()(0.975, 0) == "97.5"
 
 
-def test_one_epoch_is_drawn_as_a_point_and_nan_is_allowed():
+def test_one_epoch_is_drawn_as_a_point():
     one = curves.accuracy_curves([("plain", {"epoch": [1], "top1": [0.5]})])
-    gap = curves.accuracy_curves([("plain", {"epoch": [1, 2, 3], "top1": [0.5, math.nan, 0.6]})])
 
     assert lines(one)[0].get_marker() == "o"
-    gap.canvas.draw()
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_the_values_of_a_run_that_is_measured_every_few_epochs_are_joined(missing):
+    top1 = [missing, 0.5, missing, 0.6]
+    figure = curves.accuracy_curves([
+        ("every second", {"epoch": [1, 2, 3, 4], "top1": top1}),
+        ("once", {"epoch": [1, 2], "top1": [missing, 0.5]}),
+    ])  # fmt: skip
+    figure.canvas.draw()
+    second, once = lines(figure)
+    assert (list(second.get_xdata()), list(second.get_ydata())) == ([2, 4], [0.5, 0.6])
+    assert once.get_marker() == "o"
 
 
 def test_curves_of_another_length_than_epochs():

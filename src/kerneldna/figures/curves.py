@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Curves = Mapping[str, Sequence[float]]
+Curves = Mapping[str, Sequence[float | None]]
 
 _WIDTH = 480
 
@@ -20,8 +21,8 @@ def loss_curves(runs: Sequence[tuple[str, Curves]]) -> Figure:
     """Draw training (dashed) and validation (solid) loss of several runs against the epoch.
 
     Args:
-        runs: (name, curves) pairs; curves holds `epoch` and any of `train_loss`, `val_loss`, all of one
-            length. A run takes its colour from its place, so one without curves keeps the others' colours.
+        runs: (name, curves) pairs; curves holds `epoch` and any of `train_loss`, `val_loss`, all of one length, None or nan at
+            epochs without a value. A run takes its colour from its place, so one without curves keeps the others' colours.
 
     Raises:
         ValueError: If a curve and its epochs differ in length.
@@ -33,7 +34,7 @@ def accuracy_curves(runs: Sequence[tuple[str, Curves]]) -> Figure:
     """Draw the validation accuracy of several runs in percent against the epoch.
 
     Args:
-        runs: (name, curves) pairs; curves holds `epoch` and `top1` (fraction 0-1), of one length.
+        runs: (name, curves) pairs; curves holds `epoch` and `top1` (fraction 0-1), of one length, None or nan where there is none.
 
     Raises:
         ValueError: If a curve and its epochs differ in length.
@@ -70,10 +71,11 @@ def _curves(
         for index, (name, curves) in enumerate(runs):
             colour = RUN_COLOURS[index % len(RUN_COLOURS)]
             for kind in (kind for kind in kinds if curves.get(kind)):
-                epochs = _epochs(name, kind, curves)
+                points = _known(name, kind, curves)
                 # A line of one point would be invisible.
-                marker = "o" if len(epochs) == 1 else None
-                axes.plot(epochs, curves[kind], color=colour, linestyle=kinds[kind][1], marker=marker)
+                marker = "o" if len(points) == 1 else None
+                x, y = ([point[axis] for point in points] for axis in (0, 1))
+                axes.plot(x, y, color=colour, linestyle=kinds[kind][1], marker=marker)
         _frame(axes, ylabel=ylabel)
         figure.legend(
             handles=[Line2D([], [], color=colour, linestyle=dash, label=text) for text, colour, dash in keys],
@@ -95,11 +97,13 @@ def _frame(axes: Axes, *, ylabel: str) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _epochs(name: str, kind: str, curves: Curves) -> Sequence[float]:
+def _known(name: str, kind: str, curves: Curves) -> list[tuple[float, float]]:
+    """Return the points of a curve that have a value: joined, since a run may be measured every few epochs alone."""
     epochs = curves.get("epoch", ())
     if len(epochs) != len(curves[kind]):
         raise ValueError(
             f"run {name!r} has {len(curves[kind])} values of {kind} for {len(epochs)} epochs; "
             "give one value an epoch, nan where there is none"
         )
-    return epochs
+    pairs = zip(epochs, curves[kind], strict=True)
+    return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(y)]
