@@ -26,9 +26,13 @@ def data(count: int = 24, side: int = 16) -> ImageData:
 
 
 @pytest.mark.parametrize("side", [16, 20])
-def test_validation_images_are_those_of_the_loader(side):
-    ours = list(val_loader(data(side=side), recipe(source=f"val {side}")))
-    theirs = list(val_loader(data(side=side), recipe("data.resident=false")))
+@pytest.mark.parametrize(
+    "crop", ["pad", "random_resized"]
+)  # the latter is for networks trained without data.resident
+def test_validation_images_are_those_of_the_loader(side, crop):
+    cut = f"augment.crop={crop}"
+    ours = list(val_loader(data(side=side), recipe(cut, source=f"val {side}")))
+    theirs = list(val_loader(data(side=side), recipe(cut, "data.resident=false")))
     assert len(ours) == len(theirs) == 3
     for (images, labels), (expected, classes) in zip(ours, theirs, strict=True):
         torch.testing.assert_close(images, expected)

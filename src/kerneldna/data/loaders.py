@@ -23,7 +23,7 @@ from kerneldna.data.dataset import ImageData, ImageSplit
 from kerneldna.data.fingerprint import digest
 from kerneldna.data.resident import Decoded, ResidentLoader
 from kerneldna.data.samples import Collate, Draw, Preset, Samples, Transform, Unread
-from kerneldna.data.transforms import ImageAlone, byte_transform
+from kerneldna.data.transforms import ImageAlone, byte_transform, evaluation
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 
@@ -201,7 +201,7 @@ def _decoded(data: ImageData, split: str, indices: torch.Tensor, recipe: Recipe)
     """Decode the images of a split, or take those that an earlier run of this process decoded."""
     spec = recipe.data
     images: ImageSplit = getattr(data, split)
-    drawn = (spec.image_size, recipe.augment.interpolation, spec.on_bad_image)
+    drawn = (evaluation(spec, recipe.augment), spec.on_bad_image)
     # by its content too, since files of one name may have changed
     key = (spec.source, split, digest(images), len(indices), *drawn)
     if key not in _KEPT:

@@ -78,7 +78,7 @@ def evaluation(data: DataSpec, augment: AugmentSpec) -> Preprocessing:
 
 def byte_transform(data: DataSpec, augment: AugmentSpec) -> Transform:
     """Return the transform of images that are kept: (W, H) RGB image to a (3, image_size, image_size) tensor of bytes."""
-    resize = T.Resize(data.image_size, T.InterpolationMode(augment.interpolation))
+    resize = T.Resize(evaluation(data, augment).resize, T.InterpolationMode(augment.interpolation))
     return T.Compose([resize, T.CenterCrop(data.image_size), T.PILToTensor()])
 
 
