@@ -75,7 +75,11 @@ def test_a_detector_s_figures_are_those_that_every_seed_has(write, network):
 
 
 def test_runs_are_grouped_by_all_but_their_seed(write):
-    runs = [write("a0"), write("b0", "optimizer.lr=0.5"), write("a1", "seed=1", "data.workers=1")]
+    runs = [
+        write("a0"),
+        write("b0", "optimizer.lr=0.5"),
+        write("a1", "seed=1", "data.workers=1", "data.timeout=9"),
+    ]
     assert [[each.path.name for each in group] for group in group_seeds(runs)] == [["a0", "a1"], ["b0"]]
 
 

@@ -29,7 +29,7 @@ from kerneldna.report.answers import answers_of
 from kerneldna.report.compressed import compression_of
 from kerneldna.report.run_facts import facts_of
 from kerneldna.report.run_report import Curves, DetectorReport, RunReport
-from kerneldna.training.run_folder import RunFolder
+from kerneldna.training.run_folder import RunFolder, weights_depend_on
 
 BATCH = 8
 # by more than this an accuracy does not move with the number format or the machine
@@ -65,9 +65,8 @@ def group_seeds(folders: Sequence[RunFolder]) -> list[list[RunFolder]]:
     groups: dict[str, dict[int, RunFolder]] = {}
     for folder in folders:
         recipe = folder.recipe()
-        # how many processes read the images changes nothing
-        data = recipe.data.model_copy(update={"workers": 0})
-        seeds = groups.setdefault(recipe.model_copy(update={"seed": 0, "data": data}).to_yaml(), {})
+        others = {**weights_depend_on(recipe), "seed": None}
+        seeds = groups.setdefault(repr(sorted(others.items())), {})
         if recipe.seed in seeds:
             raise ValueError(
                 f"the runs in '{seeds[recipe.seed].path}' and '{folder.path}' have the same recipe and the same seed "

@@ -29,6 +29,11 @@ BEFORE, AFTER = ("epoch", "step", "lr", "train_loss"), ("seconds",)  # the colum
 _FREE = {"data.workers", "data.timeout"}
 
 
+def weights_depend_on(recipe: Recipe) -> dict[str, Any]:
+    """Return the values of a recipe by dotted key, as plain data, without those that the trained weights do not depend on."""
+    return {key: value for key, value in _flat(recipe.model_dump(mode="json")).items() if key not in _FREE}
+
+
 @dataclass(frozen=True)
 class Result:
     """The figures of a finished run; each metric can also be read by its name: `result.top1`.
@@ -187,8 +192,8 @@ class RunFolder:
             return typed(result.get(name), float | None, name)
 
     def _check_same(self, recipe: Recipe) -> None:
-        stored, given = _flat(self.recipe().model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
-        keys = sorted((stored.keys() | given.keys()) - _FREE)
+        stored, given = weights_depend_on(self.recipe()), weights_depend_on(recipe)
+        keys = sorted(stored.keys() | given.keys())
         changed = [key for key in keys if stored.get(key) != given.get(key)]
         if changed:
             listed = ", ".join(
