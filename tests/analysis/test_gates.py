@@ -60,6 +60,27 @@ def test_statistics_by_a_loop(tiny, images):
         assert statistics.constant == pytest.approx(constant)
 
 
+@pytest.mark.parametrize("frames", [False, True])
+def test_a_gate_that_runs_twice_for_an_image_counts_once_and_one_of_frames_has_no_class(tiny, images, frames):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = copy.deepcopy(tiny)
+
+        def forward(self, x):
+            return self.inner(torch.cat([x, x])) if frames else self.inner(x) + self.inner(2 * x)
+
+    if frames:
+        with pytest.raises(ValueError, match=r"sees 14 maps where 7 images were given"):
+            gate_statistics(Twice(), [(images, LABELS)])
+        return
+    once, again = gates(tiny, images), gates(tiny, 2 * images)
+    for name, found in gate_statistics(Twice(), [(images, LABELS)]).items():
+        each = (once[name.removeprefix("inner.")] + again[name.removeprefix("inner.")]) / 2
+        assert found.images == (3, 0, 4)
+        torch.testing.assert_close(found.mean[0], each[LABELS == 0].mean(0), rtol=1e-5, atol=1e-6)
+
+
 def test_classes_are_counted_where_they_have_no_names(tiny, images):
     batches = [(images[:1], [1]), (images[1:], LABELS[1:].tolist())]
     statistics = gate_statistics(tiny, batches)["stage.0.conv1"]

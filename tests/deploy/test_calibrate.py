@@ -45,6 +45,39 @@ def test_a_loader_of_unequal_batches_counts_images(model):
         torch.testing.assert_close(mean, whole[name], rtol=1e-5, atol=1e-6)
 
 
+class Repeated(nn.Module):
+    """Runs its stage on an image and on half of its size, or on the three frames of an image as a batch."""
+
+    def __init__(self, *, frames):
+        super().__init__()
+        self.frames = frames
+        self.stage = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+
+    def forward(self, x):
+        if self.frames:
+            return self.stage(x.repeat_interleave(3, 0)).unflatten(0, (-1, 3)).mean((1, 3, 4))
+        return self.stage(x).mean((2, 3)) + self.stage(nn.functional.avg_pool2d(x, 2)).mean((2, 3))
+
+
+@pytest.mark.parametrize("frames", [False, True])
+@torch.no_grad()
+def test_the_mean_of_a_layer_that_runs_several_times_is_over_its_runs(frames):
+    torch.manual_seed(0)
+    method = kd.KernelDNA(patterns={"stage": "S-F-S"}, norm="none")
+    net = kd.convert_(Repeated(frames=frames), method, input_size=(3, 16, 16)).eval()
+    gates, images = gates_of(net), torch.randn(5, 3, 16, 16)
+    assert gates
+    seen = {name: [] for name in gates}
+    for name, gate in gates.items():
+        gate.register_forward_hook(lambda g, x, _, name=name: seen[name].append(g.gate(x[0]).flatten(1)))
+    net(images)
+    for gate in gates.values():
+        gate._forward_hooks.clear()
+    for name, mean in gate_means(net, images.split(2), progress=False).items():
+        torch.testing.assert_close(mean, torch.cat(seen[name]).double().mean(0), rtol=1e-5, atol=1e-6)
+    kd.fuse_(copy.deepcopy(net), mode="throughput", calibrate=images, probe=images, progress=False)
+
+
 def test_it_runs_in_eval_mode_and_puts_training_back(model):
     net = copy.deepcopy(model).train()
     before = copy.deepcopy(net.state_dict())

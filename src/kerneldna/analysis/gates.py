@@ -70,6 +70,8 @@ def gate_statistics(
 ) -> dict[str, GateStatistics]:
     """Return the statistics of every child's gate over labelled images, by the child's name.
 
+    Of a gate that runs several times for an image they are those of its mean.
+
     Args:
         model: A converted network, not fused; it runs in eval mode and is put back.
         loader: Batches of (images `(B, C, H, W)`, labels `(B,)`).
@@ -77,7 +79,8 @@ def gate_statistics(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If the network has no gate, there is no image, or a batch is not one of images with one class number each.
+        ValueError: If the network has no gate, there is no image, a batch is not one of images with one class number each, or a
+            gate sees parts of images.
         RuntimeError: If a gate is not finite; the message names it.
     """
     gates = gates_of(model)
@@ -87,17 +90,23 @@ def gate_statistics(
         )
     known = 0 if classes is None else len(classes)
     sums: dict[str, _Sums] = {}
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, gate: Tensor) -> None:
-        seen[name] = gate.cpu()
+        seen.setdefault(name, []).append(gate.cpu())
 
     with surgery.evaluating(model), watching(gates, note):
         for batch in bar(loader, text="Reading gates", on=progress):
             images, labels = _labelled(batch, classes)
             (x,) = batches(model, images, text="", progress=False)
             model(x)
-            for name, gate in seen.items():
+            for name, runs in seen.items():
+                if wrong := [len(run) for run in runs if len(run) != len(labels)]:
+                    raise ValueError(
+                        f"gate {name!r} sees {wrong[0]} maps where {len(labels)} images were given (frames, or windows of them?), "
+                        "so that a gate has no class; give a network whose gates see whole images"
+                    )
+                gate = torch.stack(runs).mean(0)
                 if not gate.isfinite().all():
                     raise RuntimeError(f"gate {name!r} is not finite; check the network and the images")
                 sums.setdefault(name, _Sums(known, gate.shape[1])).add(gate, labels)

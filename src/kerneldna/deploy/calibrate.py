@@ -51,6 +51,8 @@ def watching(gates: Mapping[str, Gate], note: Callable[[str, Tensor], None]) -> 
 def gate_means(model: nn.Module, data: Batches, *, progress: bool = True) -> dict[str, Tensor]:
     """Return the mean of every gate over calibration images, `(channels,)` each, added up in float64.
 
+    Of a layer that runs several times it is the mean over all its runs.
+
     Args:
         model: A converted network; it runs in eval mode.
         data: Images `(B, C, H, W)`, or a loader of such batches or of (images, labels).
@@ -61,18 +63,21 @@ def gate_means(model: nn.Module, data: Batches, *, progress: bool = True) -> dic
         RuntimeError: If a gate's mean is not finite; the message names it.
     """
     sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
     images = 0
 
     def add(name: str, gate: Tensor) -> None:
         total = gate.sum(0)
         sums[name] = sums[name] + total if name in sums else total
+        # not the images: a layer may run several times, or see the frames or windows of an image as a batch
+        rows[name] = rows.get(name, 0) + len(gate)
 
     with surgery.evaluating(model), watching(gates_of(model), add):
         for x in batches(model, data, text="Calibrating", progress=progress):
             model(x)
             images += len(x)
     check_some(images)
-    means = {name: total / images for name, total in sums.items()}
+    means = {name: total / rows[name] for name, total in sums.items()}
     for name, mean in means.items():
         if not mean.isfinite().all():
             raise RuntimeError(
