@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import kerneldna.files
-from kerneldna.files import atomic, clear_parts, to_json, write_json, write_text
+from kerneldna.files import atomic, atomic_with_others, clear_parts, to_json, write_json, write_text
 
 
 def test_atomic_moves_the_file_into_place_at_the_end(tmp_path: Path):
@@ -123,7 +123,36 @@ def test_parts_of_killed_processes_are_removed(tmp_path: Path, ended: int):
     assert alive.exists()
 
 
+def test_a_file_comes_with_those_that_belong_to_it_or_not_at_all(tmp_path: Path, ended: int):
+    target = tmp_path / "model.xml"
+    left = part_of(tmp_path, "model.xml", ended)
+    left.unlink()
+    left.mkdir()
+    (left / "model.bin").write_bytes(b"half")
+
+    def write(text: str, *, fails: bool = False) -> None:
+        with atomic_with_others(target) as part:
+            part.write_text(text)
+            part.with_suffix(".bin").write_text(text)
+            if fails:
+                raise RuntimeError("disk full")
+
+    write("old")
+    assert not left.exists()
+    with pytest.raises(RuntimeError, match="disk full"):
+        write("half", fails=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "model.xml": "old",
+        "model.bin": "old",
+    }
+    write("new")
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"new"}
+
+
 def test_a_name_as_long_as_file_systems_allow(tmp_path: Path):
+    with atomic_with_others(tmp_path / ("m" * 255)) as part:
+        part.write_text("x")
+    (tmp_path / ("m" * 255)).unlink()
     write_text(tmp_path / ("n" * 255), "x")
     assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
 

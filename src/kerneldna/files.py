@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,11 +31,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         The temporary path to write to. It is removed if the block raises.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_parts(path.parent, of=path.name)
-    # a name of 255 bytes is the most that file systems take
-    prefix = f".{path.name[:120]}.{_host()}-{os.getpid()}."
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".part")
+    handle, name = tempfile.mkstemp(**_beside(path))
     os.close(handle)
     part = Path(name)
     try:
@@ -47,11 +44,33 @@ def atomic(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def clear_parts(folder: Path, *, of: str | None = None) -> None:
-    """Remove the temporary files in `folder` that killed processes of this machine left.
+@contextmanager
+def atomic_with_others(path: str | Path) -> Iterator[Path]:
+    """Do what `atomic` does for a file that others may belong to: those written beside it come to lie beside `path`, before it.
 
     Args:
-        folder: Where to look; sub-folders stay.
+        path: The file to write. Its folder is made if missing.
+
+    Yields:
+        The name to write to, in a temporary folder beside `path`. It is removed if the block raises.
+    """
+    path = Path(path)
+    folder = Path(tempfile.mkdtemp(**_beside(path)))
+    try:
+        yield folder / path.name
+        for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
+            _sync(part)
+            part.replace(path.parent / part.name)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_parts(folder: Path, *, of: str | None = None) -> None:
+    """Remove the temporary files, and folders of such, that killed processes of this machine left in `folder`.
+
+    Args:
+        folder: Where to look.
         of: The name of the one file whose parts go; those of all files where not given.
     """
     for part in folder.glob(".*.part"):
@@ -59,7 +78,10 @@ def clear_parts(folder: Path, *, of: str | None = None) -> None:
         if found is None or (of is not None and found["target"] != of[:120]):
             continue
         if found["host"] == _host() and not _is_alive(int(found["process"])):
-            part.unlink(missing_ok=True)
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -101,6 +123,15 @@ def _not_finite(value: Any, name: str = "the value") -> str | None:
     else:
         return None
     return next((found for key, each in inner if (found := _not_finite(each, key))), None)
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """Return where something temporary is to be made for `path`, after what killed processes left of it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_parts(path.parent, of=path.name)
+    # a name of 255 bytes is the most that file systems take
+    prefix = f".{path.name[:120]}.{_host()}-{os.getpid()}."
+    return {"dir": path.parent, "prefix": prefix, "suffix": ".part"}
 
 
 def _host() -> str:
