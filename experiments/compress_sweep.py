@@ -25,7 +25,7 @@ import torch
 
 import kerneldna as kd
 from kerneldna.files import write_json
-from kerneldna.network import surgery
+from kerneldna.network.outputs import relative_difference
 
 NETWORKS = [
     "resnet18",
@@ -108,10 +108,10 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
         expected = small(x)
         found["shape"] = list(expected.shape) == [2, 10]
         loaded = kd.load(kd.save(small, Path(folder) / "small"))
-        found["load"] = surgery.relative_difference([expected], [loaded(x)])
+        found["load"] = relative_difference([expected], [loaded(x)])
         exported = kd.export(small, Path(folder) / "small.onnx", batch=2, input_size=size, images=images)
         found["onnx"], found["onnx_bytes"] = exported.difference, exported.bytes
-        found["fuse"] = surgery.relative_difference([expected], [kd.fuse_(loaded, probe=x)(x)])
+        found["fuse"] = relative_difference([expected], [kd.fuse_(loaded, probe=x)(x)])
     return found
 
 

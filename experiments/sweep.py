@@ -32,6 +32,7 @@ from kerneldna.conversion.rows import rows_of
 from kerneldna.files import write_json
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, kind_of
+from kerneldna.network.outputs import relative_difference
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "sweep"
@@ -148,7 +149,7 @@ def _carry_out(name: str, steps: tuple[str, ...], step: Callable[[str, Callable[
 
             def save() -> float:
                 kd.save(model, kd_model)
-                return surgery.relative_difference(expected, run(kd.load(kd_model, model=create(name))))
+                return relative_difference(expected, run(kd.load(kd_model, model=create(name))))
 
             step("save", save)
         if "export" in steps:
@@ -164,7 +165,7 @@ def _carry_out(name: str, steps: tuple[str, ...], step: Callable[[str, Callable[
 
             step("export", export)
         if "fuse" in steps:
-            step("fuse", lambda: surgery.relative_difference(expected, run(kd.fuse_(model, probe=x))))
+            step("fuse", lambda: relative_difference(expected, run(kd.fuse_(model, probe=x))))
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def export(
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Number of training images to calibrate on.")] = 512,
-    batch: Annotated[int | None, typer.Option(help="A fixed batch size. Default: dynamic.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="A fixed batch size. Default: dynamic.")] = None,
     opset: Annotated[
         int | None, typer.Option(help="ONNX opset, 13 or newer. Default: the exporter's own.")
     ] = None,

@@ -8,6 +8,7 @@ from torch import nn
 
 import kerneldna as kd
 from kerneldna.network import surgery
+from kerneldna.network.outputs import relative_difference
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_fuse_then_quantize_with_torchao(model):
     quantized = copy.deepcopy(model)
     quantize_(quantized, Int8WeightOnlyConfig())  # torchao's default filter takes the Linear layers
     assert type(quantized.fc.weight) is not nn.Parameter
-    assert surgery.relative_difference([model(x)], [quantized(x)]) < 0.02
+    assert relative_difference([model(x)], [quantized(x)]) < 0.02
 
 
 def test_fuse_then_prune_with_torch_pruning(model):

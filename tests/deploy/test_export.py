@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from torch import nn
 
 import kerneldna as kd
 from kerneldna.registry import runtimes
@@ -77,6 +78,15 @@ def test_throughput_mode(name, model, images, tmp_path):
         ),
         ({"opset": 3}, "opset 3 was given; expected 13 to|opset=3 was given; runtime .* has none, drop it"),
         ({"images": torch.randn(2, 3, 16, 16)}, "2 images were given; the comparison needs 7"),
+        ({"images": torch.randn(3, 16, 16)}, r"images= is \(3, 16, 16\); expected images \(B, C, H, W\)"),
+        ({"images": [torch.randn(3, 16, 16)] * 7}, "images= is a list; expected images"),
+        (
+            {"images": torch.randn(7, 3, 16, 16), "input_size": (3, 32, 32)},
+            r"input_size=\(3, 32, 32\) was given with images of \(3, 16, 16\)",
+        ),
+        ({"input_size": (16, 16)}, r"input_size=\(16, 16\) was given; expected \(C, H, W\)"),
+        ({"batch": 0}, "batch=0 was given; expected 1 or more"),
+        ({"batch": -1}, "batch=-1 was given; .* without batch= the file takes any number"),
         ({"mode": "fast"}, "unknown mode 'fast'"),
         ({"mode": "throughput"}, "none was given; pass calibrate="),
     ],
@@ -98,6 +108,31 @@ def test_a_file_of_another_ending(model, tmp_path):
     ways = "runtime='aot_inductor' or runtime='torch_export'"
     with pytest.raises(ValueError, match=f"onnx files end in .onnx, {ways} writes .pt2"):
         kd.export(model, tmp_path / "m.pt2")
+
+
+def test_a_name_that_no_file_can_have(model, tmp_path):
+    (tmp_path / "folder.pt2").mkdir()
+    (tmp_path / "file").touch()
+    for path, message in (
+        ("folder.pt2", "is a folder; give the name of a file"),
+        ("file/m.pt2", "file' is a file; give a name in a folder"),
+        ("file/a/m.pt2", "file' is a file; give a name in a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kd.export(model, tmp_path / path, runtime="torch_export")
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_network_in_another_type_is_written_where_a_runtime_computes_in_it(name, kind, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval().to(kind)
+    options = {"runtime": name, "input_size": (3, 16, 16)}
+    path = tmp_path / f"m{runtime(name).suffix}"
+    if runtime(name).float32_only:
+        with pytest.raises(ValueError, match=rf"has weights in {kind}; {name} takes networks in float32"):
+            kd.export(model, path, **options)
+    elif name != "aot_inductor":  # which takes a compiler, and half a minute
+        assert kd.export(model, path, **options).difference == 0
 
 
 def test_training_mode_is_refused(model, tmp_path):

@@ -38,7 +38,7 @@ def conv(**arguments):
 
 
 def pairs_of(net):
-    return find_pairs(net.eval(), SIZE)
+    return find_pairs(net.eval(), torch.randn(1, *SIZE))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -108,7 +108,7 @@ def test_a_kernel_that_two_modules_share_is_left_alone():
 
 def test_a_weight_that_is_not_used_as_it_is_is_left_alone():
     net = timm.create_model("resnetv2_50x1_bit", num_classes=2)  # weight standardisation and GroupNorm
-    assert find_pairs(net.eval(), (3, 32, 32)) == ()
+    assert find_pairs(net.eval(), torch.randn(1, 3, 32, 32)) == ()
     net = Net(lambda n, x: n.norm(n.conv(x)), conv=conv(), norm=batch_norm(4))
     nn.utils.parametrizations.weight_norm(net.conv)
     assert pairs_of(net) == ()
@@ -127,7 +127,7 @@ def test_a_norm_without_running_statistics_is_left_alone():
 
 def test_all_norms_of_a_resnet_are_found_and_the_search_leaves_no_trace():
     net = timm.create_model("resnet18").eval()
-    found = find_pairs(net, (3, 64, 64))
+    found = find_pairs(net, torch.randn(1, 3, 64, 64))
     assert len(found) == 20
     assert Pair("layer2.0.downsample.0", "layer2.0.downsample.1") in found
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

@@ -15,7 +15,6 @@ from kerneldna.conversion.convert import state_of
 from kerneldna.deploy import prepare
 from kerneldna.deploy.settled import settled_way
 from kerneldna.methods.sharedbasis import Group, SharedBasis
-from kerneldna.network import surgery
 
 SIZE = (3, 16, 16)
 GROUPS = {  # of one convolution whatever is preferred, of two, and one of each
@@ -142,7 +141,7 @@ def test_an_unknown_way_is_refused():
 
 def test_a_fuse_that_fails_leaves_every_layer_its_way(monkeypatch):
     model = network(GROUPS["two"])
-    monkeypatch.setattr(surgery, "relative_difference", lambda *_: float("nan"))
+    monkeypatch.setattr("kerneldna.deploy.fuse.relative_difference", lambda *_: float("nan"))
     with pytest.raises(RuntimeError, match="left unfused"):
         kd.fuse_(model, prefer="one_conv")
     assert model.a.split is model.b.split is None

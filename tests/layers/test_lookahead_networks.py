@@ -15,7 +15,7 @@ from kerneldna.deploy.calibrate import constant_gates, gate_means, gates_of, tra
 from kerneldna.deploy.shared_kernels import shared_kernels
 from kerneldna.layers.attention import ChannelAttention
 from kerneldna.layers.lookahead import LaterGate, StageGate
-from kerneldna.network import surgery
+from kerneldna.network.outputs import relative_difference
 
 SIZES = {
     "resnet18": 9_076_190,
@@ -44,7 +44,7 @@ def model(request, trained):
 
 
 def relative(a, b):
-    return surgery.relative_difference([b.detach()], [a.detach()])
+    return relative_difference([b.detach()], [a.detach()])
 
 
 def ours(model):

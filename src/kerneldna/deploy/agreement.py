@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from kerneldna.deploy.calibrate import constant_gates
 from kerneldna.network import surgery
+from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.reading.shown import said
 
 log = logging.getLogger(__name__)
@@ -25,11 +25,13 @@ NOISE = 30  # times the error of float32 itself: a largest difference of a few o
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Return the tensors that a network makes of `x`, on a GPU in full float32."""
-    # TF32, which a GPU may use for float32, would look like a wrong result
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
-    with exact:
-        return [leaf for leaf in tree_leaves(model(x)) if isinstance(leaf, Tensor)]
+    """Return the tensors that a network makes of `x`, on a GPU in full float32, without autocast."""
+    # what TF32, which a GPU may use for float32, and autocast round would look like a wrong result
+    with ExitStack() as exact:
+        exact.enter_context(torch.autocast(x.device.type, enabled=False))
+        if x.is_cuda:
+            exact.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        return tensors_in(model(x))
 
 
 def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -46,6 +48,42 @@ def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
             f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error)}; to fuse it, pass a probe, images that "
             "it takes. A network that takes anything beside one batch of images is neither fused nor exported"
         ) from error
+
+
+@contextmanager
+def fused_runs(model: nn.Module) -> Iterator[None]:
+    """Run a network that is fused and ran before it was; say of one that does not any more why that is.
+
+    Raises:
+        ValueError: In the place of what code raises that reads something of a layer which is no longer there.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError, LookupError, ValueError) as error:
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise ValueError(
+            f"{type(model).__name__} does not run once it is fused: {said(first)}; its forward seems to read something of a layer "
+            "or norm that fusing replaces by a module of another kind. The model was left unfused"
+        ) from error
+
+
+def check_images(images: object, name: str) -> None:
+    """Check that an argument is a batch of images.
+
+    Args:
+        images: What was given.
+        name: The argument.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        given = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise ValueError(
+            f"{name}= is {given}; expected images (B, C, H, W), {name}[None] makes a batch of one image"
+        )
 
 
 def is_rounding(
@@ -73,11 +111,15 @@ def is_rounding(
         return False
     double, images = surgery.copied(model).to("cpu", torch.float64), x.to("cpu", torch.float64)
     means = means and {name: mean.to("cpu", torch.float64) for name, mean in means.items()}
-    with constant_gates(double, means) if means else nullcontext():
-        exact = outputs(double, images)
-    fuse(double, means)
-    rounding = surgery.relative_difference(exact, [leaf.cpu() for leaf in expected])
-    left = surgery.relative_difference(exact, outputs(double, images))
+    try:
+        with constant_gates(double, means) if means else nullcontext():
+            exact = outputs(double, images)
+        fuse(double, means)
+        left = relative_difference(exact, outputs(double, images))
+    except Exception as error:  # of code that is written for float32 alone
+        log.info("%s does not run in float64: %s", type(model).__name__, said(error))
+        return False
+    rounding = relative_difference(exact, [leaf.cpu() for leaf in expected])
     if not (left <= tolerance and difference <= NOISE * rounding):
         return False
     log.warning(
@@ -107,9 +149,13 @@ def file_is_rounding(
     double, errors = surgery.copied(model).to("cpu", torch.float64), []
     for count in batches:
         part = images[:count]
-        exact = outputs(double, part.to("cpu", torch.float64))
-        own = surgery.relative_difference(exact, [leaf.cpu() for leaf in outputs(model, part)])
-        errors.append((surgery.relative_difference(exact, tree_leaves(run(part.cpu()))), own))
+        try:
+            exact = outputs(double, part.to("cpu", torch.float64))
+        except Exception as error:  # of code that is written for float32 alone
+            log.info("%s does not run in float64: %s", type(model).__name__, said(error))
+            return False
+        own = relative_difference(exact, [leaf.cpu() for leaf in outputs(model, part)])
+        errors.append((relative_difference(exact, tensors_in(run(part.cpu()))), own))
         if not errors[-1][0] <= NOISE * own:
             return False
     log.warning(

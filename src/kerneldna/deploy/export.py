@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -12,20 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from kerneldna.conversion.convert import input_size_of, network_of, state_of
+from kerneldna.conversion.convert import network_of, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import detector_export, inside
-from kerneldna.deploy.agreement import file_is_rounding
+from kerneldna.deploy.agreement import file_is_rounding, outputs
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.facts import facts_of
 from kerneldna.deploy.fuse import fused_copy
+from kerneldna.deploy.given import check_numbers, check_size, check_target, shown_to, size_of
 from kerneldna.deploy.opened_file import opened, runtime_of
 from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.settled import settled_mode, settled_way
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels, under
-from kerneldna.network import surgery
+from kerneldna.files import atomic_with_others
+from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.reading.text import check_file
@@ -125,31 +125,29 @@ def export(
     check(target, asked)
     batches = BATCHES if batch is None else (batch,)
     path = Path(path)
-    if path.suffix != target.suffix:
-        others = [name for name in runtimes.names() if runtimes.get(name).suffix == path.suffix]
-        ways = " or ".join(f"runtime={name!r}" for name in others)
-        given = f"the file {path.name!r} was given; {runtime} files end in {target.suffix}"
-        raise ValueError(f"{given}, {ways} writes {path.suffix}" if ways else given)
+    check_target(path, target)
+    check_size(batch, input_size)
     refuse_wrapped(model, "export")
     if any(module.training for module in model.modules()):
         raise ValueError("the network is in training mode; call model.eval() before export")
+    check_numbers(model, target)
     how = inside.noted(model, part) if preprocessing else None
     if whole := part is None and detector_export.is_detector(model):
         detector_export.check_whole(runtime, compute=compute, batch=batch, input_size=input_size, opset=opset)
-    network, shown = _shown(model, part, images, input_size, batches)
+    network, shown = shown_to(model, part, images, input_size, batches)
     pixels = None if how is None else inside.pixels_of(shown, how)
     if part is not None and calibrate is not None:
-        asked = replace(asked, calibrate=detector_export.BackboneBatches(calibrate, _size(shown)))
+        asked = replace(asked, calibrate=detector_export.BackboneBatches(calibrate, size_of(shown)))
     settled = settled_mode(network, mode), settled_way(network, prefer)
-    fused, shared = _fused(network, *settled, calibrate, None if whole else shown[:2], progress=progress)
-    facts = facts_of(model, size=None if whole else _size(shown), batch=batch, whole=part is None)
+    fused, shared = _fused(
+        network, *settled, calibrate, None if whole else shown[: batch or 2], progress=progress
+    )
+    facts = facts_of(model, size=None if whole else size_of(shown), batch=batch, whole=part is None)
     asked = replace(asked, shared=shared, facts=facts)
     if how is not None and pixels is not None:
         shown = pixels
         fused, asked = inside.put_inside(fused, how, pixels, asked)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        file = Path(folder) / path.name
+    with atomic_with_others(path) as file:
         target.write(fused, shown[0] if whole else shown[: batch or 2], file, asked)
         difference = _difference(target, file, fused, shown, batches, storage)
         limits = detector_export.TOLERANCES if whole else TOLERANCES
@@ -164,10 +162,7 @@ def export(
             raise ValueError(
                 f"{runtime} differs from PyTorch by {difference:.1e} {of}, more than {limit:.0e} allows; nothing was written"
             )
-        written = sorted(Path(folder).iterdir(), key=lambda other: other == file)  # the file itself last
-        total = sum(other.stat().st_size for other in written)
-        for other in written:
-            other.replace(path.parent / other.name)
+        total = sum(other.stat().st_size for other in file.parent.iterdir())
     said = "not compared" if difference is None else f"{difference:.1e}"
     if storage == "int8" and calibrate is None and not whole:
         said += "; with calibrate=, some hundred training images, int8 weights come closer"
@@ -210,39 +205,6 @@ def load_exported(
     return opened(target, path, threads=threads, precision=precision)
 
 
-def _shown(
-    model: nn.Module,
-    part: str | None,
-    images: Any,
-    size: InputSize | None,
-    batches: tuple[int, ...],
-) -> tuple[nn.Module, Any]:
-    """Return what is written, and the images that it is compared on: a batch, or for a whole detector a list."""
-    if part is not None:
-        backbone = detector_export.backbone_of(model, part)
-        if size is None:
-            size = _size(images) if isinstance(images, Tensor) else detector_export.backbone_size(model)
-        return backbone, _images(
-            backbone, size, batches, detector_export.backbone_images(model, images, size)
-        )
-    if detector_export.is_detector(model):
-        return model, detector_export.images_of(model, images)
-    return model, _images(model, size or input_size_of(model), batches, images)
-
-
-def _size(images: Tensor) -> InputSize:
-    channels, height, width = images.shape[1:]
-    return channels, height, width
-
-
-def _images(model: nn.Module, size: InputSize, batches: tuple[int, ...], images: Tensor | None) -> Tensor:
-    if images is None:
-        return surgery.probe(model, size, batch=max(batches))
-    if len(images) < max(batches):
-        raise ValueError(f"{len(images)} images were given; the comparison needs {max(batches)}")
-    return images
-
-
 def _fused(
     model: nn.Module,
     mode: str,
@@ -275,6 +237,14 @@ def _difference(
         return detector_export.difference(model, run, images, storage)
     worst = []
     for count in batches:
-        expected = [leaf.cpu() for leaf in tree_leaves(model(images[:count]))]
-        worst.append(surgery.relative_difference(expected, tree_leaves(run(images[:count].cpu()))))
+        expected = [leaf.cpu() for leaf in outputs(model, images[:count])]
+        found = tensors_in(run(images[:count].cpu()))
+        worst.append(relative_difference(expected, found))
+        shapes = [[tuple(leaf.shape) for leaf in leaves] for leaves in (found, expected)]
+        if shapes[0] != shapes[1]:
+            log.warning(
+                "of a batch of %d the file makes %s, the network %s (a squeeze() without a dimension?)",
+                count,
+                *shapes,
+            )
     return torch.tensor(worst).max().item()

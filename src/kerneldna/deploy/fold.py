@@ -25,8 +25,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from kerneldna.layers.marks import unlend_
 from kerneldna.network import surgery
+from kerneldna.network.outputs import tensors_in
 from kerneldna.network.replaceable import overridden, why_irreplaceable
-from kerneldna.network.surgery import InputSize
 
 _NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 # those whose code is known: a class derived from one may do more than scale and shift
@@ -52,21 +52,22 @@ class Pair:
     norm: str
 
 
-def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
+def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
     """Return the convolutions of `model` that a BatchNorm follows directly, in the order they run.
 
     A network that runs on numbers alone, because it branches on them, has none. Left out are layers that run twice or carry hooks,
-    kernels that another module shares, and classes of convolutions or norms with code of their own (weight standardisation).
+    kernels that another module shares, convolutions whose output the network returns or keeps on a module, and classes of
+    convolutions or norms with code of their own (weight standardisation).
 
     Args:
         model: Any network in eval mode.
-        input_size: `(C, H, W)` of one image.
+        x: Images that it takes, `(B, C, H, W)`.
 
     Raises:
-        ValueError: If the network cannot take such an image.
+        ValueError: If the network does not run on them.
     """
     try:
-        runs, _ = surgery.first_run(model, surgery.skeleton(model), input_size)
+        runs, _ = surgery.first_run(model, surgery.skeleton(model), surgery.image_size_in(x), example=x)
     except ValueError as error:
         raise ValueError(f"{error}; to fuse it, pass a probe, images that it takes") from error
     if not all(tensor.is_meta for tensor in runs.state_dict().values()):
@@ -78,8 +79,8 @@ def find_pairs(model: nn.Module, input_size: InputSize) -> tuple[Pair, ...]:
         if isinstance(module, (nn.Conv2d, *_NORMS)):
             watch.follow(name, module)
     with torch.no_grad(), watch:
-        leaves = tree_leaves(runs(surgery.probe(runs, input_size)))
-    outputs = {id(leaf) for leaf in leaves}
+        leaves = tensors_in(runs(x.to(next(runs.parameters(), x).device)))
+    outputs = {id(leaf) for leaf in (*leaves, *surgery.plain_tensors(runs))}
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     pairs = []
     for norm, source in watch.sources.items():
@@ -175,7 +176,8 @@ class _Watch(TorchDispatchMode):
     def _taken(self, name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.calls[name] += 1
-            self.sources[name] = inputs[0]
+            if inputs:  # else given by its name, and left as it is
+                self.sources[name] = inputs[0]
 
         return hook
 

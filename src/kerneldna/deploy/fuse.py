@@ -17,15 +17,17 @@ from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import input_size_of, network_of, set_state, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import fold
-from kerneldna.deploy.agreement import first_outputs, is_rounding, outputs
+from kerneldna.deploy.agreement import check_images, first_outputs, fused_runs, is_rounding, outputs
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
 from kerneldna.deploy.settle import computing, settle_
 from kerneldna.deploy.settled import MODES, chosen_ways, settled_mode, settled_way
+from kerneldna.deploy.swaps import Swaps, undone_on_error
 from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
+from kerneldna.network.outputs import relative_difference
 from kerneldna.network.replaceable import why_irreplaceable
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.registry import suggest
@@ -91,12 +93,11 @@ def fuse_(
     _check_stand_ins(model)
     noted_ways = chosen_ways(model, prefer)
     x = surgery.probe(model, input_size_of(model), batch=2) if probe is None else probe
-    channels, height, width = x.shape[1:]
-    size = (channels, height, width)
+    check_images(x, "probe")
     written = computing(model)
     changes = bool(_stand_ins(model) or written)
     # children become convolutions first: their pairs are found after that
-    pairs = () if changes else fold.find_pairs(model, size)
+    pairs = () if changes else fold.find_pairs(model, x)
     if not changes and not pairs:
         raise NothingToFuseError(
             "nothing to fuse: this network has neither a child layer nor a BatchNorm right behind a convolution"
@@ -105,35 +106,33 @@ def fuse_(
     means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
     before = expected = first_outputs(model, x)
     statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
-    if means is not None:
-        with calibration.constant_gates(model, means):
-            if recalibrate_norms and calibrate is not None and not isinstance(calibrate, Mapping):
-                calibration.recalibrate_norms_(model, calibrate, progress=progress)
-            expected = outputs(model, x)
     split = noted_ways.get("split", ())
-    replaced = {**_materialise_(model, means, split), **settle_(model, written)}
-    try:
-        pairs = fold.find_pairs(model, size) if changes else pairs
-    except ValueError:
-        _put_back_(model, replaced, statistics)
-        raise
-    replaced = {**_fold_(model, pairs), **replaced}
-    difference = surgery.relative_difference(expected, outputs(model, x))
-    if not difference <= TOLERANCE:  # also when it is not a number
-        _put_back_(model, replaced, {})
-        fuse = partial(_fuse_as_, pairs, split, written)
-        if not is_rounding(model, x, expected, difference, tolerance=TOLERANCE, means=means, fuse=fuse):
-            _put_back_(model, {}, statistics)
-            raise RuntimeError(
-                f"fused outputs differ by {difference:.2e} of the largest output, more than {TOLERANCE:.0e} allows; the model "
-                "was left unfused. Fuse in float32, and check that its outputs are finite"
-            )
-        fuse(model, means)
+    swaps = Swaps(model)
+    with undone_on_error(swaps, statistics):
+        if means is not None:
+            with calibration.constant_gates(model, means):
+                if recalibrate_norms and calibrate is not None and not isinstance(calibrate, Mapping):
+                    calibration.recalibrate_norms_(model, calibrate, progress=progress)
+                expected = outputs(model, x)
+        _write_out_(swaps, means, split, written)
+        with fused_runs(model):
+            pairs = fold.find_pairs(model, x) if changes else pairs
+            _fold_(swaps, pairs)
+            difference = relative_difference(expected, outputs(model, x))
+        if not difference <= TOLERANCE:  # also when it is not a number
+            swaps.undo_()
+            fuse = partial(_fuse_as_, pairs, split, written)
+            if not is_rounding(model, x, expected, difference, tolerance=TOLERANCE, means=means, fuse=fuse):
+                raise RuntimeError(
+                    f"fused outputs differ by {difference:.2e} of the largest output, more than {TOLERANCE:.0e} allows; the model "
+                    "was left unfused. Fuse in float32, and check that its outputs are finite"
+                )
+            fuse(model, means)
     noted: dict[str, Any] = {"mode": mode, "difference": difference, **noted_ways}
     if written:
         noted["computed"] = list(written)
     if means is not None:
-        noted["moved"] = surgery.relative_difference(before, expected)
+        noted["moved"] = relative_difference(before, expected)
     _leave_no_trace_(model, pairs)
     set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
     fused = surgery.parameters_of(model)
@@ -151,10 +150,9 @@ def fuse_(
 def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Give `model` the structure of a network that was fused, as `state_of` noted it; the weights are to be loaded."""
     zeros = {name: torch.zeros(gate.channels) for name, gate in calibration.gates_of(model).items()}
-    _materialise_(model, zeros if noted["mode"] == "throughput" else None, noted.get("split", ()))
-    settle_(model, noted.get("computed", ()))
     pairs = [Pair(conv, norm) for conv, norm in noted.get("folded", ())]
-    _fold_(model, pairs)
+    means = zeros if noted["mode"] == "throughput" else None
+    _fuse_as_(pairs, noted.get("split", ()), noted.get("computed", ()), model, means)
     _leave_no_trace_(model, pairs)
     set_state(model, fused=dict(noted))
 
@@ -234,21 +232,20 @@ def _stand_ins(model: nn.Module) -> dict[str, StandIn]:
     return {name: module for name, module in model.named_modules() if isinstance(module, StandIn)}
 
 
-def _materialise_(
-    model: nn.Module, means: Mapping[str, Tensor] | None, split: Collection[str]
-) -> Mapping[str, nn.Module]:
-    """Replace every module that stands for plain ones, those called in `split` by two; return the replaced ones by name."""
-    replaced = _stand_ins(model)
+def _write_out_(
+    swaps: Swaps, means: Mapping[str, Tensor] | None, split: Collection[str], written: Iterable[str]
+) -> None:
+    """Replace every module that stands for plain ones, those called in `split` by two, and settle those in `written`."""
     plain: dict[str, nn.Module] = {}
-    with ways.running(model, split):
-        for name, standing in replaced.items():
+    with ways.running(swaps.model, split):
+        for name, standing in _stand_ins(swaps.model).items():
             mean = means.get(f"{name}.gate") if means else None
             plain[name] = (standing.fused() if mean is None else standing.fused(mean)).train(
                 standing.training
             )
     for name, module in plain.items():
-        surgery.replace_(model, name, module)
-    return replaced
+        swaps.swap_(name, module)
+    settle_(swaps, written)
 
 
 def _fuse_as_(
@@ -258,9 +255,9 @@ def _fuse_as_(
     model: nn.Module,
     means: Mapping[str, Tensor] | None,
 ) -> None:
-    _materialise_(model, means, split)
-    settle_(model, written)
-    _fold_(model, pairs)
+    swaps = Swaps(model)
+    _write_out_(swaps, means, split, written)
+    _fold_(swaps, pairs)
 
 
 def _leave_no_trace_(model: nn.Module, pairs: Sequence[Pair]) -> None:
@@ -272,20 +269,8 @@ def _leave_no_trace_(model: nn.Module, pairs: Sequence[Pair]) -> None:
     reparameterize.refuse_folded_(model, [pair.conv for pair in pairs])
 
 
-def _fold_(model: nn.Module, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
-    """Fold each pair; return the replaced modules by name."""
-    replaced = {}
+def _fold_(swaps: Swaps, pairs: Iterable[Pair]) -> None:
     for pair in pairs:
-        conv, norm = surgery.get(model, pair.conv), surgery.get(model, pair.norm)
-        replaced |= {pair.conv: conv, pair.norm: norm}
+        conv, norm = surgery.get(swaps.model, pair.conv), surgery.get(swaps.model, pair.norm)
         for name, new in zip((pair.conv, pair.norm), fold.folded(conv, norm), strict=True):
-            surgery.replace_(model, name, new)
-    return replaced
-
-
-def _put_back_(model: nn.Module, replaced: Mapping[str, nn.Module], statistics: Mapping[str, Tensor]) -> None:
-    for name, module in replaced.items():
-        surgery.replace_(model, name, module)
-    buffers = dict(model.named_buffers())
-    for name, kept in statistics.items():
-        buffers[name].copy_(kept)
+            swaps.swap_(name, new)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from kerneldna.deploy import onnx_bias, onnx_storage
 from kerneldna.deploy.calibrate import batches
@@ -36,6 +36,7 @@ class OnnxFile:
     computes: ClassVar[tuple[str, ...]] = ("fp32", "int8")
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     opsets: ClassVar[bool] = True
+    float32_only: ClassVar[bool] = True
 
 
 def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
@@ -159,10 +160,20 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
 
 def _output_names(exported: ExportedProgram, one: str) -> list[str] | None:
     """Name an output that is the only one `one`, and those of a dictionary, such as a feature pyramid's, as it does."""
-    if len(exported.graph_signature.user_outputs) == 1:
+    given = exported.graph_signature.user_outputs
+    if sum(name is not None for name in given) == 1:
         return [one]
-    returned: Any = exported.call_spec.out_spec
-    return [f"map_{key}" for key in returned.context] if returned.type in (dict, OrderedDict) else None
+    form: Any = exported.call_spec.out_spec
+    returned = tree_unflatten(list(given), form)
+    if not isinstance(returned, dict):
+        return None
+    names = []
+    for key, part in returned.items():
+        leaves = tree_leaves(part)
+        own = [f"map_{key}_{i}" if len(leaves) > 1 else f"map_{key}" for i in range(len(leaves))]
+        # what is None has no place in a file
+        names += [name for name, leaf in zip(own, leaves, strict=True) if leaf is not None]
+    return names
 
 
 def _forget_origins_(graph: GraphProto) -> None:

@@ -51,6 +51,7 @@ class Runtime(Protocol):
     computes: ClassVar[tuple[str, ...]]
     precisions: ClassVar[tuple[str, ...]]
     opsets: ClassVar[bool]
+    float32_only: ClassVar[bool]
 
     @staticmethod
     def write(model: nn.Module, x: Tensor, path: Path, request: Request) -> None:
@@ -82,6 +83,7 @@ class TorchFile:
     computes: ClassVar[tuple[str, ...]] = ("fp32",)
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     opsets: ClassVar[bool] = False
+    float32_only: ClassVar[bool] = False
 
 
 def is_compiled(path: str | Path) -> bool:

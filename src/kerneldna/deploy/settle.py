@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from kerneldna.deploy.swaps import Swaps
 from kerneldna.layers.standardised import STANDARDISED, written_out
 from kerneldna.network import surgery
 from kerneldna.network.computed import computed, settled
@@ -25,27 +26,21 @@ def computing(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def settle_(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+def settle_(swaps: Swaps, names: Iterable[str]) -> None:
     """Settle layers of a network in eval mode, in place.
 
     Args:
-        model: The network.
+        swaps: Those of the network.
         names: Of the layers, as `computing` returns them; those that compute nothing stay.
-
-    Returns:
-        The replaced layers by name.
     """
-    replaced: dict[str, nn.Module] = {}
     for name in names:
-        layer = new = surgery.get(model, name)
+        layer = new = surgery.get(swaps.model, name)
         if computed(layer):
             new = settled(layer)
         if isinstance(new, nn.Conv2d) and _standardises(new):
             new = written_out(new)
         if new is not layer:
-            replaced[name] = layer
-            surgery.replace_(model, name, new.train(layer.training))
-    return replaced
+            swaps.swap_(name, new.train(layer.training))
 
 
 def _standardises(module: nn.Module) -> bool:

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from kerneldna import timing
 from kerneldna.conversion.convert import set_state
 from kerneldna.deploy import prepare
 from kerneldna.network import surgery
+from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.progress import bar
 from kerneldna.registry import suggest
@@ -203,7 +204,7 @@ def _try(
     """Return the network run in one way, None if that fails or moves the outputs too far, and its row."""
     try:
         form = _Form(way, network, images)
-        difference = surgery.relative_difference(expected, _tensors(form(images)))
+        difference = relative_difference(expected, tensors_in(form(images)))
     except Exception as error:  # compilers and processors fail in their own ways; the other forms still run
         log.info("%s failed: %s", name, error)
         return None, Row(name, dropped=f"failed: {_reason(error)}")
@@ -213,10 +214,6 @@ def _try(
             name, difference=difference, dropped=f"outputs differ by more than {allowed:g} of the largest"
         )
     return form, Row(name, difference=difference)
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _returned(leaf: Any, dtype: torch.dtype, *, copied: bool) -> Any:
@@ -243,7 +240,7 @@ def _checked(model: nn.Module, images: Tensor, precision: str, rounds: int) -> t
     given = surgery.copied(model)
     set_state(given, input_size=list(images.shape[1:]), preprocessing=None)
     try:
-        return given, _tensors(given(images))
+        return given, tensors_in(given(images))
     except RuntimeError as error:
         channels = surgery.input_size_of(model)[0]
         raise ValueError(

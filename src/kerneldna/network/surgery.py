@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -69,14 +69,15 @@ def get(model: nn.Module, name: str) -> nn.Module:
     return module
 
 
-def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place of the sub-module called `name`, and in every other place that it stands in."""
+def replace_(model: nn.Module, name: str, new: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Put `new` in the place of the sub-module called `name`, and in every other place that it stands in; return the places."""
     old = get(model, name)
     places = [
         (owner, key) for owner in model.modules() for key, part in owner._modules.items() if part is old
     ]
     for owner, key in places:
         owner._modules[key] = new
+    return places
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -114,13 +115,13 @@ def first_run(
 
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy of `model`, also of one whose layers hold what they computed in a run with gradients."""
-    held = [tensor for tensor in _plain_tensors(model) if not tensor.is_leaf]
+    held = [tensor for tensor in plain_tensors(model) if not tensor.is_leaf]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held})
 
 
 def _copied(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     """Return a copy of `model` in eval mode, each tensor of it made by `make`."""
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *_plain_tensors(model)]}
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *plain_tensors(model)]}
     memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
         made = make(tensor)
@@ -128,11 +129,13 @@ def _copied(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _plain_tensors(model: nn.Module) -> list[Tensor]:
-    """Return the tensors that are plain attributes: what weight_norm and its like compute is, and may be part of a graph."""
-    return [
-        value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)
-    ]
+def plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that modules hold in attributes, in lists and dictionaries too; they may be part of a graph.
+
+    What weight_norm and its like compute is held so, and what a network keeps of its last run.
+    """
+    held = [list(vars(module).values()) for module in model.modules()]
+    return [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)]
 
 
 def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Trace:
@@ -170,7 +173,8 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
             model(*args, **named)
     # whatever the code of a network raises that is given what it does not take
     except Exception as error:
-        given = f"one image of {input_size}" if example is None else "example_inputs="
+        of = f"images {tuple(example.shape)}" if isinstance(example, Tensor) else "example_inputs="
+        given = f"one image of {input_size}" if example is None else of
         kind = type(model).__name__
         raise ValueError(f"{kind} does not run on {given}: {said(error)}; {remedy(model)}") from error
     finally:
@@ -266,13 +270,6 @@ def fresh_copy(module: nn.Module) -> nn.Module:
         if isinstance(part, nn.modules.batchnorm._NormBase) and not any(b.is_meta for b in part.buffers()):
             part.reset_running_stats()
     return new
-
-
-def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Return the largest difference between outputs, as a fraction of the largest expected one; not a number if one is not."""
-    pairs = zip(expected, found, strict=True)
-    # torch's max keeps a NaN wherever it stands; Python's would drop it behind a number
-    return torch.stack([(b - a).abs().max() / a.abs().max().clamp_min(1e-12) for a, b in pairs]).max().item()
 
 
 def bytes_of(model: nn.Module) -> int:

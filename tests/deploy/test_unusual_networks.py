@@ -1,0 +1,198 @@
+"""Networks that return, keep or read more than a classifier does: fused and written as they are, or left as they were."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kerneldna as kd
+from kerneldna.conversion.convert import state_of
+from kerneldna.network import surgery
+
+X = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    map: Tensor
+
+
+class Net(nn.Module):
+    """A convolution, a norm, a stage with a child and a classifier; `run` is its forward."""
+
+    def __init__(self, run: Any, *, norms: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8) if norms else nn.Identity()
+        self.stage = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)))
+        self.fc = nn.Linear(8, 4)
+        self.run = run
+        self.kept: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.fc(self.stage(torch.relu(x)).mean((2, 3)))
+
+    def two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and what comes out of the first convolution."""
+        y = self.conv(x)
+        return self.classify(self.norm(y)), y
+
+
+def made(run: Any, **options: Any) -> Net:
+    net = Net(run, **options)
+    for norm in (part for part in net.modules() if isinstance(part, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, 0.5, 1.5)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    return net.eval()
+
+
+def logits(net: Net, x: Tensor) -> Tensor:
+    return net.two(x)[0]
+
+
+def keeping(net: Net, x: Tensor) -> Tensor:
+    found, y = net.two(x)
+    net.kept = {"maps": [y]}
+    return found
+
+
+RETURNED = {
+    "none": lambda found: (found, None),
+    "classes": lambda found: (found, found.argmax(1)),
+    "truths": lambda found: {"out": found, "over": found > 0},
+    "nothing": lambda found: (found, found[:, :0]),
+}
+
+
+@pytest.mark.parametrize("returned", RETURNED.values(), ids=RETURNED)
+@torch.no_grad()
+def test_outputs_that_are_no_numbers(returned, tmp_path):
+    net = made(lambda net, x: returned(logits(net, x)))
+    for file, runtime in (("a.onnx", "onnx"), ("a.pt2", "torch_export")):
+        assert kd.export(net, tmp_path / file, runtime=runtime, input_size=(3, 16, 16)).difference < 1e-5
+    kd.fuse_(net, probe=X)
+    assert state_of(net)["fused"]["folded"] == [["conv", "norm"]]
+
+
+@torch.no_grad()
+def test_a_map_that_is_returned_or_kept_stays_what_it_was():
+    for run in (
+        lambda net, x: Answer(*net.two(x)),
+        lambda net, x: (logits(net, x), Answer(*net.two(x))),
+        keeping,
+    ):
+        net = kd.convert_(made(run), kd.KernelDNA(patterns={"stage": "S-F-S"}), input_size=(3, 16, 16)).eval()
+        net(X)
+        before = net.two(X)[1]
+        kd.fuse_(net, probe=X)
+        net(X)
+        torch.testing.assert_close(net.conv(X), before)
+        assert not state_of(net)["fused"]["folded"]
+
+
+def test_the_names_of_maps_in_a_dictionary(tmp_path):
+    onnx = pytest.importorskip("onnx")
+
+    def named(net: Net, x: Tensor) -> Any:
+        out, y = net.two(x)
+        return {"aux": None, "out": out, "maps": [y, y + 1]}
+
+    kd.export(made(named), tmp_path / "a.onnx", input_size=(3, 16, 16))
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert [output.name for output in graph.output] == ["map_out", "map_maps_0", "map_maps_1"]
+
+
+def clips(net: Net, x: Tensor) -> Tensor:
+    """Takes clips of four frames, which are a batch for its layers."""
+    y = torch.relu(net.norm(net.conv(x))).unflatten(0, (-1, 4))
+    return net.fc(y.roll(1, 1).flatten(0, 1).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_network_of_clips_is_fused_on_the_probe_and_written_for_its_batch(tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match=r"does not run on images \(2, 3, 224, 224\)"):
+        kd.fuse_(made(clips))
+    fused = kd.fuse_(made(clips), probe=X)
+    torch.testing.assert_close(fused(X), made(clips)(X), rtol=1e-4, atol=1e-5)
+    kd.export(made(clips), tmp_path / "a.onnx", batch=8, input_size=(3, 16, 16))
+    torch.testing.assert_close(kd.load_exported(tmp_path / "a.onnx")(X), fused(X), rtol=1e-4, atol=1e-5)
+
+
+def reads_the_child(net: Net, x: Tensor) -> Tensor:
+    return logits(net, x.to(net.stage[0].weight.dtype))
+
+
+def reads_the_norm(net: Net, x: Tensor) -> Tensor:
+    return logits(net, x) / net.norm.num_features
+
+
+@pytest.mark.parametrize("run", [reads_the_child, reads_the_norm])
+@torch.no_grad()
+def test_a_network_that_reads_what_fusing_replaces_is_left_as_it_was(run):
+    method = kd.KernelDNA(patterns={"stage": "S-F-S"}, norm="none")
+    net = kd.convert_(made(run), method, input_size=(3, 16, 16)).eval()
+    before, expected = list(net.modules()), net(X)
+    with pytest.raises(ValueError, match=r"does not run once it is fused: .* has no attribute"):
+        kd.fuse_(net, probe=X)
+    assert list(net.modules()) == before
+    assert torch.equal(net(X), expected)
+    assert "fused" not in state_of(net)
+
+
+@torch.no_grad()
+def test_an_interrupted_fuse_leaves_the_network_as_it_was(monkeypatch):
+    net = made(logits)
+    before, statistics = list(net.modules()), copy.deepcopy(net.state_dict())
+
+    def interrupted(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kerneldna.deploy.fuse.relative_difference", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kd.fuse_(net, mode="throughput", calibrate=X, recalibrate_norms=True, probe=X, progress=False)
+    assert list(net.modules()) == before
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in statistics.items())
+
+
+@torch.no_grad()
+def test_code_for_float32_alone_is_refused_for_what_differs(monkeypatch):
+    net = made(lambda net, x: nn.functional.linear(logits(net, x).float(), torch.eye(4)))
+    monkeypatch.setattr("kerneldna.deploy.fuse.TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="fused outputs differ by"):
+        kd.fuse_(net, probe=X)
+
+
+@torch.no_grad()
+def test_autocast_around_it_does_not_count():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kd.fuse_(net := made(logits), probe=X)
+    assert state_of(net)["fused"]["difference"] < 1e-5
+
+
+def test_a_network_that_keeps_maps_of_a_run_with_gradients(tmp_path):
+    net = made(keeping)
+    net(X).sum().backward()
+    kd.convert_(net, kd.KernelDNA(patterns={"stage": "S-F-S"}, norm="none"), input_size=(3, 16, 16))
+    net.eval()(X)
+    assert surgery.copied(net).kept["maps"][0] is not net.kept["maps"][0]
+    kd.export(net, tmp_path / "a.pt2", runtime="torch_export", input_size=(3, 16, 16))
+    kd.fuse_(net, probe=X)
+
+
+@torch.no_grad()
+def test_a_squeeze_that_takes_the_batch_away_is_said(tmp_path, caplog):
+    pytest.importorskip("onnxruntime")
+    pooled = made(lambda net, x: net.fc(net.conv(x).mean((2, 3), keepdim=True).squeeze()))
+    kd.export(pooled, tmp_path / "a.onnx", input_size=(3, 16, 16))
+    assert "of a batch of 1 the file makes [(1, 4)], the network [(4,)]" in caplog.text
