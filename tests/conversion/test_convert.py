@@ -48,6 +48,14 @@ def test_an_added_block_has_parameters_of_its_own(model):
     assert stds[1] == pytest.approx(stds[0], rel=0.05)
 
 
+def test_an_added_block_of_a_network_without_norms_is_alive():
+    model = timm.create_model("nf_resnet26", num_classes=4, channels=(16, 16, 16, 16), ch_div=4)
+    kd.convert_(model, kd.KernelDNA(patterns={"stages.1": "F-F-F"}), input_size=(3, 32, 32))
+    added = model.get_submodule("stages.1.2")
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert added.conv3.gain.grad.any()  # the last gain of every block starts at 0
+
+
 def test_any_network_of_your_own():
     class Own(nn.Module):
         def __init__(self):

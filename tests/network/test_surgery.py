@@ -1,5 +1,6 @@
 import pytest
 import torch
+from timm.layers import ScaledStdConv2d
 from torch import nn
 
 from kerneldna.network import surgery
@@ -58,6 +59,23 @@ def test_a_fresh_copy_restarts():
     assert fresh[1].weight.abs().max() == 0
     model[1].weight.data.fill_(0.5)
     assert torch.equal(surgery.fresh_copy(model)[1].weight, torch.ones(8))
+
+
+def test_a_fresh_copy_keeps_factors_of_channels_and_trains():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = ScaledStdConv2d(8, 8, 3, padding=1)
+            self.layer_scale = nn.Parameter(torch.full((8, 1, 1), 1e-6))
+            self.table = nn.Parameter(torch.randn(3, 4))
+
+    source = Scaled().requires_grad_(False)
+    fresh = surgery.fresh_copy(source)
+    assert torch.equal(fresh.conv.gain, torch.ones(8, 1, 1, 1))
+    assert torch.equal(fresh.layer_scale, source.layer_scale)
+    assert not torch.equal(fresh.conv.weight, source.conv.weight)
+    assert not torch.equal(fresh.table, source.table)
+    assert all(parameter.requires_grad for parameter in fresh.parameters())
 
 
 def test_probe_is_the_same_each_time():

@@ -249,12 +249,12 @@ def _runs(model: nn.Module, size: InputSize) -> bool:
 
 
 def fresh_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` with parameters of its own, drawn anew.
+    """Return a copy of `module` with parameters of its own, drawn anew, which train, whether or not those of the source do.
 
-    Kernels are drawn with the standard deviation of their source, other parameters restart: a norm's weight at 1 (at 0 where
-    the source's is 0 throughout, as the last norm of a residual branch often is), biases at 0, running statistics at 0 and 1.
+    Kernels are drawn with the standard deviation of their source. A norm's weight restarts at 1 (at 0 where the source's is 0
+    throughout, as often in a branch's last norm), biases at 0, running statistics at 0 and 1; channels' factors stay.
     """
-    new = copy.deepcopy(module)
+    new = copy.deepcopy(module).requires_grad_(True)
     for part in new.modules():
         norm = hasattr(part, "running_mean") or isinstance(part, (nn.LayerNorm, nn.GroupNorm))
         for name, tensor in part.named_parameters(recurse=False):
@@ -263,7 +263,7 @@ def fresh_copy(module: nn.Module) -> nn.Module:
             with torch.no_grad():
                 if norm and name == "weight":
                     tensor.fill_(float(tensor.any()))
-                elif tensor.ndim > 1:
+                elif tensor.ndim > 1 and (name == "weight" or tensor.numel() > max(tensor.shape)):
                     tensor.normal_(0, float(tensor.std()))
                 elif name == "bias":
                     tensor.zero_()
