@@ -101,6 +101,31 @@ def test_a_plan_of_another_network_is_refused(model):
         kd.convert_(timm.create_model("resnet18", num_classes=11), plan)
 
 
+@pytest.mark.parametrize(
+    ("parents", "why"),
+    [
+        (
+            {"layer4.1.conv1": "layer4.1.conv2"},
+            "'layer4.1.conv1', which is itself a child of 'layer4.1.conv2'",
+        ),
+        (
+            {"layer4.0.conv2": "layer4.0.conv2"},
+            "'layer4.0.conv2', which is itself a child of 'layer4.0.conv2'",
+        ),
+        ({"layer4.0.conv2": "layer3.1.conv1"}, "'layer3.1.conv1', which is no layer of its stages"),
+    ],
+)
+def test_a_plan_changed_by_hand_tears_no_child_from_its_parent(model, parents, why):
+    data = kd.plan(model, kd.KernelDNA(patterns={"layer4": "FS-FF"})).to_dict()
+    for block in data["stages"][0]["blocks"]:
+        for layer in block["layers"]:
+            layer["parent"] = parents.get(layer["name"], layer["parent"])
+    before = {name: id(module) for name, module in model.named_modules()}
+    with pytest.raises(ValueError, match=f"the plan makes 'layer4.0.conv2' a child of {why}; name"):
+        kd.convert_(model, Plan.from_dict(data))
+    assert {name: id(module) for name, module in model.named_modules()} == before
+
+
 def test_data_parallel_is_refused(model):
     with pytest.raises(ValueError, match=r"convert that, model\.module, and wrap it after"):
         kd.plan(nn.DataParallel(model), kd.KernelDNA(patterns=PATTERNS))

@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
+import kerneldna as kd
 from kerneldna.conversion import stages
 from kerneldna.network import surgery
 
@@ -74,3 +75,12 @@ def test_blocks_that_are_not_numbered_cannot_be_added():
     model = nn.Sequential(OrderedDict(body=nn.Sequential(OrderedDict(blocks))))
     with pytest.raises(ValueError, match="last block 'body.b' has no number"):
         stages.lay_out(model, surgery.trace(model, (4, 8, 8)), {"body": "F-F-F"}, eligible=["dense"])
+
+
+def test_a_stage_by_two_names_is_refused():
+    model = timm.create_model("convnext_atto", num_classes=4)
+    patterns = {"stages.0": "SF-FF", "stages.0.blocks": "FF-SF"}
+    with pytest.raises(
+        ValueError, match=r"layer 'stages.0.blocks.0.mlp.fc1' twice, in 'stages.0' and in 'stages.0.blocks'"
+    ):
+        kd.plan(model, kd.KernelDNA(patterns=patterns, eligible="pointwise"))

@@ -152,6 +152,7 @@ def carry_out_(model: nn.Module, laid: Plan, *, rehearsed: bool = False) -> None
         ValueError: If the plan does not fit, or would lose hooks and the like; the model is then untouched.
     """
     method: Method = typed(laid.options, methods.get(laid.method), "plan.options")
+    laid.check()
     if not rehearsed:
         with torch.random.fork_rng(devices=[]):
             _rehearse(model, surgery.skeleton(model), method, laid)

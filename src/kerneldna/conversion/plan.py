@@ -161,6 +161,26 @@ class Plan:
             if layer.name in children
         )
 
+    def check(self) -> None:
+        """Check that the parent of every child is a layer of the plan that keeps its kernel: one changed by hand may say otherwise.
+
+        Raises:
+            ValueError: If one is not; the message names both.
+        """
+        parents = {
+            la.name: la.parent for stage in self.stages for block in stage.blocks for la in block.layers
+        }
+        for child, parent in parents.items():
+            if parent is None:
+                continue
+            if parent not in parents:
+                why = "which is no layer of its stages; name one that is"
+            elif parents[parent] is not None:
+                why = f"which is itself a child of {parents[parent]!r}; name a layer that keeps its kernel"
+            else:
+                continue
+            raise ValueError(f"the plan makes {child!r} a child of {parent!r}, {why}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON takes it."""
         return {**asdict(self), "options": dict(self.options)}

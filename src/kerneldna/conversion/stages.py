@@ -54,8 +54,15 @@ def lay_out(
     if patterns is None:
         return _automatic(model, traced, eligible, choose or _every_second)
     stages, skipped = [], []
+    named: dict[str, str] = {}  # the layers of each stage, by the name that it was given
     for name, text in patterns.items():
         found = find_blocks(model, traced, name, eligible=eligible)
+        layers = [slot.name for slots in found.blocks.values() for slot in slots]
+        if twice := next((layer for layer in layers if layer in named), None):
+            raise ValueError(
+                f"patterns names layer {twice!r} twice, in {named[twice]!r} and in {name!r}; write one pattern for both"
+            )
+        named |= dict.fromkeys(layers, name)
         skipped += found.skipped
         wanted = patterns_.parse(text)
         blocks = extended(found.blocks, found.skipped, wanted, stage=name)
