@@ -13,6 +13,7 @@ from kerneldna.data.dataset import ArraySplit, ImageData
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.training import origin
 from kerneldna.training.origin import continued, origin_of
+from kerneldna.training.run_folder import RunFolder
 from kerneldna.training.trainer import train
 
 
@@ -88,6 +89,15 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_warning(tmp_path, caplog):
     )
 
 
+def test_a_run_of_an_earlier_version_does_not_know_data_that_were_moved(tmp_path):
+    old = checkpoint(tmp_path, {"RunImages": {"position": (0, 3)}})
+    with pytest.raises(
+        ValueError,
+        match=r"so they cannot be told from others; give the data.source that '.*recipe.yaml' names",
+    ):
+        continued(made(), old, moved=True)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"\x80\x02}q\x00.", b"no checkpoint"])
 def test_a_damaged_checkpoint_is_named(tmp_path, content):
     path = tmp_path / "last.ckpt"
@@ -108,20 +118,40 @@ def test_a_checkpoint_that_would_run_a_program_is_damaged(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_class_folder_that_is_renamed_while_a_run_is_stopped(tmp_path):
+@pytest.fixture
+def recipe_of(tmp_path):
+    """A function from the place of some images to a recipe on them; they lie in `data` at first."""
     for split in ("train", "val"):
         for name in ("blue", "green", "red"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
             for i in range(4):
                 Image.new("RGB", (8, 8), name).save(tmp_path / "data" / split / name / f"{i}.png")
-    settings = {
-        "model.width": 0.0625,
-        "data.source": tmp_path / "data",
-        "data.image_size": 8,
-        "data.batch_size": 4,
-    }
-    settings |= {"data.workers": 0, "schedule.epochs": 1, "schedule.warmup_epochs": 0}
-    recipe = load_recipe("resnet18-digits", overrides=[f"{key}={value}" for key, value in settings.items()])
+    settings = {"model.width": 0.0625, "data.image_size": 8, "data.batch_size": 4, "data.workers": 0}
+    settings |= {"schedule.epochs": 1, "schedule.warmup_epochs": 0}
+
+    def make(source: Path):
+        given = {**settings, "data.source": source}
+        return load_recipe("resnet18-digits", overrides=[f"{key}={value}" for key, value in given.items()])
+
+    return make
+
+
+def test_a_run_whose_images_were_moved_goes_on(tmp_path, recipe_of):
+    run, (old, new) = tmp_path / "run", (tmp_path / name for name in ("data", "elsewhere"))
+    done = train(recipe_of(old), run_dir=run, progress=False)
+    old.rename(new)
+    again = train(recipe_of(new), run_dir=run, resume=True, progress=False)
+    assert again.metrics == done.metrics
+    assert RunFolder(run).recipe() == recipe_of(new)  # kdna eval finds them
+    Image.new("RGB", (8, 8), "white").save(new / "train" / "red" / "0.png")
+    new.rename(old)
+    with pytest.raises(ValueError, match="was begun on other data: other pixels or labels in 1 of"):
+        train(recipe_of(old), run_dir=run, resume=True, progress=False)
+    assert RunFolder(run).recipe() == recipe_of(new)
+
+
+def test_a_class_folder_that_is_renamed_while_a_run_is_stopped(tmp_path, recipe_of):
+    recipe = recipe_of(tmp_path / "data")
     train(recipe, run_dir=tmp_path / "run", progress=False)
     train(recipe, run_dir=tmp_path / "run", resume=True, progress=False)
     for split in ("train", "val"):

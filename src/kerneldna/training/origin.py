@@ -31,17 +31,23 @@ def origin_of(data: ImageData) -> dict[str, Any]:
     return {"data": noted, **_machine()}
 
 
-def continued(data: ImageData, checkpoint: Path) -> ImageData:
+def continued(data: ImageData, checkpoint: Path, *, moved: bool = False) -> ImageData:
     """Return the data of a run that goes on, its classes numbered as the run does; warn of other versions.
 
     Args:
         data: What the run's recipe names now.
         checkpoint: The last.ckpt of the run.
+        moved: Whether they lie elsewhere than when the run was begun.
 
     Raises:
         ValueError: If the data are not those that the run was begun with, or the checkpoint is damaged.
     """
     noted = _noted(checkpoint)
+    if noted is None and moved:
+        raise ValueError(
+            f"'{checkpoint}' does not say which data its run was begun with, as an earlier version wrote it, so they cannot be "
+            f"told from others; give the data.source that '{checkpoint.parent / 'recipe.yaml'}' names"
+        )
     if noted is None:
         log.warning(
             "'%s' does not say which data its run was begun with, as an earlier version wrote it; those of %s are taken for them",

@@ -88,7 +88,8 @@ class RunFolder:
 
         Raises:
             FileExistsError: If the folder holds a run and `resume` is false, or a finished run without a checkpoint to go on from.
-            ValueError: If the run to go on with has another recipe; the message names the keys.
+            ValueError: If the run to go on with has another recipe; the message names the keys. Where its images lie may differ:
+                `kerneldna.training.origin` compares the images.
         """
         clear_parts(self.path)
         # A recipe alone is a run that failed before its first checkpoint: nothing is lost.
@@ -105,6 +106,15 @@ class RunFolder:
                 "another run_dir= starts a new run, and without its result.json it is trained anew"
             )
         else:
+            write_text(self.recipe_file, recipe.to_yaml())
+
+    def data_moved(self, recipe: Recipe) -> bool:
+        """Return whether a recipe says that the images of the run lie elsewhere now."""
+        return self.recipe().data.source != recipe.data.source
+
+    def note_data(self, recipe: Recipe) -> None:
+        """Note where the images of the run lie now, for those who open it later."""
+        if self.data_moved(recipe):
             write_text(self.recipe_file, recipe.to_yaml())
 
     def recipe(self) -> Recipe:
@@ -193,7 +203,7 @@ class RunFolder:
 
     def _check_same(self, recipe: Recipe) -> None:
         stored, given = weights_depend_on(self.recipe()), weights_depend_on(recipe)
-        keys = sorted(stored.keys() | given.keys())
+        keys = sorted((stored.keys() | given.keys()) - {"data.source"})
         changed = [key for key in keys if stored.get(key) != given.get(key)]
         if changed:
             listed = ", ".join(

@@ -97,7 +97,9 @@ def train(
             folder.start(recipe, resume=resume)
         last = folder.checkpoint_file if resume and folder.checkpoint_file.exists() else None
         if last is not None:
-            data = continued(data, last)
+            data = continued(data, last, moved=folder.data_moved(recipe))
+            if trainer.is_global_zero:
+                folder.note_data(recipe)
         if recipe.distill is not None:
             data = labelled_for(OpenedRun(recipe.distill.student).classes, data)
         images = RunImages(data, recipe)
