@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,9 +87,10 @@ def original_of(folder: RunFolder) -> nn.Module:
     distill = folder.recipe().distill
     if distill is None:
         raise ValueError(f"the recipe of '{folder.path}' names no network that it learnt from")
-    if not Path(distill.teacher).is_dir():
-        raise FileNotFoundError(f"no folder '{distill.teacher}', which held the network before")
-    return OpenedRun(distill.teacher).network()
+    teacher = folder.at_hand(distill.teacher)
+    if not teacher.is_dir():
+        raise FileNotFoundError(f"no folder '{teacher}', which held the network before")
+    return OpenedRun(teacher).network()
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from kerneldna.training.compress_input import opened
 from kerneldna.training.compress_way import BASES, Asked, curve_of, laid_out, made_smaller
 from kerneldna.training.evaluate import headline
 from kerneldna.training.processes import is_partner
-from kerneldna.training.run_folder import RunFolder
+from kerneldna.training.run_folder import OWN_NETWORKS, RunFolder
 from kerneldna.training.run_lock import run_lock
 from kerneldna.training.trainer import train
 
@@ -53,8 +53,7 @@ class CompressFolder:
         self.path = Path(path)
         self.facts = self.path / "compression.json"
         self.curve = self.path / "curve.png"
-        self.teacher = self.path / "teacher"
-        self.compressed = self.path / "compressed"
+        self.compressed, self.teacher = (self.path / name for name in OWN_NETWORKS)
         self.recipe = self.path / "distill.yaml"
         # while it is being measured: one that is stopped and begun again goes on from there
         self.measured = self.path / "measured"

@@ -25,6 +25,8 @@ from kerneldna.recipes.specs import Recipe
 
 BEFORE, AFTER = ("epoch", "step", "lr", "train_loss"), ("seconds",)  # the columns around those of the task
 
+OWN_NETWORKS = ("compressed", "teacher")  # folders that a compression leaves beside what is trained
+
 # What a run may change when it goes on, as its weights do not depend on it.
 _FREE = {"data.workers", "data.timeout"}
 
@@ -116,6 +118,11 @@ class RunFolder:
         """Note where the images of the run lie now, for those who open it later."""
         if self.data_moved(recipe):
             write_text(self.recipe_file, recipe.to_yaml())
+
+    def at_hand(self, network: str) -> Path:
+        """Return where a network lies that the run's recipe names: in this folder, if it was there before the folder was moved."""
+        named, here = Path(network), self.path / Path(network).name
+        return here if named.name in OWN_NETWORKS and not named.exists() and here.is_dir() else named
 
     def recipe(self) -> Recipe:
         """Return the recipe of the run.

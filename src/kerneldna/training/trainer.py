@@ -100,17 +100,17 @@ def train(
             data = continued(data, last, moved=folder.data_moved(recipe))
             if trainer.is_global_zero:
                 folder.note_data(recipe)
-        if recipe.distill is not None:
-            data = labelled_for(OpenedRun(recipe.distill.student).classes, data)
+        changed: dict[str, Any] = {}
+        if (distill := recipe.distill) is not None:
+            places = {"student": folder.at_hand(distill.student), "teacher": folder.at_hand(distill.teacher)}
+            data = labelled_for(OpenedRun(places["student"]).classes, data)
+            changed["distill"] = distill.model_copy(update={key: str(path) for key, path in places.items()})
         images = RunImages(data, recipe)
         torch.manual_seed(recipe.seed)
         # the checkpoint has the weights of a run that goes on: the file that it started from may be gone
-        start = (
-            {}
-            if last is None
-            else {"model": recipe.model.model_copy(update={"pretrained": False, "weights": None})}
-        )
-        task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update=start))
+        if last is not None:
+            changed["model"] = recipe.model.model_copy(update={"pretrained": False, "weights": None})
+        task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update=changed))
         try:
             trainer.fit(task, datamodule=images, ckpt_path=last)
         except SystemExit:  # RunKeeper's stop; Lightning's own for a Ctrl-C that came too early for it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import kerneldna as kd
 from kerneldna.conversion.convert import set_state
 from kerneldna.methods.sharedbasis import SharedBasis
 from kerneldna.recipes.recipe import load_recipe
+from kerneldna.report.compressed import original_of
 from kerneldna.training.evaluate import evaluate
 from kerneldna.training.imitation import Imitation, total
+from kerneldna.training.run_folder import OWN_NETWORKS, RunFolder
 from kerneldna.training.trainer import train
 
 SMALL = (
@@ -95,6 +98,28 @@ def test_a_stopped_run_goes_on_exactly(networks, run, tmp_path):
     train(one, run_dir=tmp_path, progress=False, resume=True)
     whole, resumed = (kd.load(folder / "model").state_dict() for folder in (run, tmp_path))
     assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+
+
+def test_a_run_goes_on_where_its_folder_was_moved(networks, run, tmp_path):
+    """`kdna compress` keeps the networks that its recipe names in the run folder itself."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(run, old)
+    for name in ("student", "teacher"):
+        shutil.copytree(networks / name, old / OWN_NETWORKS[name == "teacher"])
+    given = [
+        f"distill.{key}={old}/{name}" for key, name in zip(("student", "teacher"), OWN_NETWORKS, strict=True)
+    ]
+    own = recipe(networks, *given)
+    (old / "recipe.yaml").write_text(own.to_yaml())
+    done = json.loads((old / "result.json").read_text())
+    old.rename(new)
+    assert train(own, run_dir=new, progress=False, resume=True).top1 == done["top1"]
+    before = kd.load(networks / "teacher").state_dict()
+    assert all(
+        torch.equal(value, before[name]) for name, value in original_of(RunFolder(new)).state_dict().items()
+    )
+    # what a run trained is not what it learnt from
+    assert RunFolder(new).at_hand(f"{old}/model") == old / "model"
 
 
 @pytest.mark.parametrize(
