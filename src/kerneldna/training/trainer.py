@@ -110,6 +110,8 @@ def train(
         # the checkpoint has the weights of a run that goes on: the file that it started from may be gone
         if last is not None:
             changed["model"] = recipe.model.model_copy(update={"pretrained": False, "weights": None})
+            if recipe.detection is not None:
+                changed["detection"] = recipe.detection.model_copy(update={"weights": None})
         task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update=changed))
         try:
             trainer.fit(task, datamodule=images, ckpt_path=last)

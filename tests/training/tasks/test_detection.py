@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -170,6 +171,20 @@ def test_a_trained_classifier_is_the_start(recipe, tmp_path):
     state, expected = network_of(task.model).state_dict(), trained.state_dict()
     assert state
     assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_a_run_goes_on_without_the_classifier_that_it_started_from(recipe, tmp_path):
+    kd.save(
+        kd.create_model("mobilenetv2_050", width=0.5, method="kerneldna", num_classes=7), tmp_path / "start"
+    )
+    given = recipe(f"detection.weights={tmp_path / 'start'}", "schedule.epochs=1")
+    done = fit(given, tmp_path / "run")
+    before = kd.load(tmp_path / "run/model").state_dict()
+    shutil.rmtree(tmp_path / "start")
+    assert fit(given, tmp_path / "run", resume=True).metrics == done.metrics
+    after = kd.load(tmp_path / "run/model").state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_weights_that_are_missing_or_of_another_network(recipe, tmp_path):
