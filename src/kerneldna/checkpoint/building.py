@@ -16,6 +16,7 @@ from kerneldna.detection.detectors import create_detector
 from kerneldna.detection.settings import set_settings_
 from kerneldna.layers.marks import numbers_follow
 from kerneldna.models import create_model
+from kerneldna.network import surgery
 from kerneldna.reading.shown import said
 
 
@@ -26,14 +27,18 @@ def built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.M
         if noted.get("input_size"):
             set_state(model, input_size=noted["input_size"])
         model.eval()
-        if noted.get("plan") and not state_of(model).get("plan"):
-            with numbers_follow():
-                carry_out_(model, Plan.from_dict(noted["plan"]))
+        parts = {name: (surgery.get(model, name), part) for name, part in noted.get("parts", {}).items()}
+        for network, described in ((model, noted), *parts.values()):
+            if described.get("plan") and not state_of(network).get("plan"):
+                with numbers_follow():
+                    carry_out_(network, Plan.from_dict(described["plan"]))
         if noted.get("head"):
-            network: Any = model
-            network.reset_classifier(**noted["head"])
-        if noted.get("fused") and not state_of(model).get("fused"):
-            fuse_as_(model, noted["fused"])
+            classifier: Any = model
+            classifier.reset_classifier(**noted["head"])
+        # in the order that they were fused in
+        for network, described in (*parts.values(), (model, noted)):
+            if described.get("fused") and not state_of(network).get("fused"):
+                fuse_as_(network, described["fused"])
         for key in ("classes", "preprocessing"):
             if noted.get(key):
                 set_state(model, **{key: noted[key]})

@@ -46,6 +46,14 @@ class _Fused:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A network inside one, that was converted or fused by itself."""
+
+    plan: Plan | None = None
+    fused: _Fused | None = None
+
+
+@dataclass(frozen=True)
 class _Detector:
     kind: str
     classes: tuple[str, ...]
@@ -82,6 +90,7 @@ class Config:
     plan: Plan | None = None
     head: _Head | None = None
     fused: _Fused | None = None
+    parts: Mapping[str, _Part] = field(default_factory=dict)
     detector: _Detector | None = None
     classes: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
@@ -93,10 +102,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.created:
             check_created(self.created)
+        plans = {"plan": self.plan} | {f"parts.{name}.plan": part.plan for name, part in self.parts.items()}
         for at, size in (
             ("input_size", self.input_size),
-            ("plan.input_size", self.plan and self.plan.input_size),
-            ("plan.counted_on", self.plan and self.plan.counted_on),
+            *((f"{at}.input_size", plan and plan.input_size) for at, plan in plans.items()),
+            *((f"{at}.counted_on", plan and plan.counted_on) for at, plan in plans.items()),
             ("preprocessing.input_size", self.preprocessing and self.preprocessing.input_size),
         ):
             if size and prod(size) > _LARGEST_IMAGE:

@@ -100,7 +100,8 @@ def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[st
         noted["detector"] = {**detector, "settings": settings_of(model)}
         noted.pop("classes", None)  # of the classifier that the backbone was
     tensors = {"same": given.same, "buffers": given.buffers, "versions": given.versions}
-    noted |= {name: value for name, value in tensors.items() if value}
+    more = {**tensors, "parts": _parts_of(network_of(model))}
+    noted |= {name: value for name, value in more.items() if value}
     if not by_name:
         noted.pop("created", None)
     try:
@@ -125,6 +126,21 @@ def _noted(model: nn.Module, given: Stored[Tensor], *, by_name: bool) -> dict[st
             f"{'; '.join(problems[:3])}{more}. {_computing(model)}{_remedy(noted)}"
         )
     return noted
+
+
+def _parts_of(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what is to be said of networks inside one that were converted or fused by themselves, such as an encoder."""
+    fused = state_of(network).get("fused")
+    folded = [] if fused is None else [list(pair) for pair in fused.get("folded", ())]
+    parts: dict[str, dict[str, Any]] = {}
+    for name, module in network.named_modules():
+        part = {key: value for key, value in state_of(module).items() if key in ("plan", "fused")}
+        pairs = part.get("fused", {}).get("folded", ())
+        if fused and all([f"{name}.{inner}" for inner in pair] in folded for pair in pairs):
+            part.pop("fused", None)  # by fusing the whole, which load does too
+        if name and part:
+            parts[name] = part
+    return parts
 
 
 def _by_word(noted: Mapping[str, Any]) -> str:

@@ -134,7 +134,7 @@ def fuse_(
     if means is not None:
         noted["moved"] = relative_difference(before, expected)
     _leave_no_trace_(model, pairs)
-    set_state(model, fused={**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
+    _note_(model, {**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
     fused = surgery.parameters_of(model)
     grown = f", shared kernels written out ({trained:,} -> {fused:,} parameters)" if fused > trained else ""
     log.info(
@@ -154,7 +154,7 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     means = zeros if noted["mode"] == "throughput" else None
     _fuse_as_(pairs, noted.get("split", ()), noted.get("computed", ()), model, means)
     _leave_no_trace_(model, pairs)
-    set_state(model, fused=dict(noted))
+    _note_(model, dict(noted))
 
 
 def fused_copy(
@@ -267,6 +267,24 @@ def _leave_no_trace_(model: nn.Module, pairs: Sequence[Pair]) -> None:
         unlend_(model)
     reparameterize.allow_(model)
     reparameterize.refuse_folded_(model, [pair.conv for pair in pairs])
+
+
+def _note_(model: nn.Module, noted: Mapping[str, Any]) -> None:
+    """Note how a network was fused: on it, and in their own names on networks inside it, such as an encoder that was converted."""
+    set_state(model, fused=noted)
+    for part, module in model.named_modules():
+        if not (part and state_of(module)) or state_of(module).get("fused"):
+            continue
+        inside = {
+            key: [name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")]
+            for key in ("split", "computed")
+            if (names := noted.get(key))
+        }
+        pairs = [
+            [name.removeprefix(f"{part}.") for name in pair if name.startswith(f"{part}.")]
+            for pair in noted.get("folded", ())
+        ]
+        set_state(module, fused={**noted, **inside, "folded": [pair for pair in pairs if len(pair) == 2]})
 
 
 def _fold_(swaps: Swaps, pairs: Iterable[Pair]) -> None:

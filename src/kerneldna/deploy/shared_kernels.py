@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kerneldna.conversion.convert import plan_of, state_of
+from kerneldna.conversion.convert import state_of
+from kerneldna.conversion.plan import Family, Plan
 from kerneldna.deploy import fold
 from kerneldna.layers.basis import Mixed
 from kerneldna.layers.child import Child
@@ -68,10 +69,9 @@ def shared_kernels(
         fused: Its copy after `fuse_`.
         means: The means of the gates that were folded in throughput mode.
     """
-    plan = plan_of(model)
     norms = dict(state_of(fused)["fused"]["folded"])
     found = []
-    for family in plan.families if plan else ():
+    for family in _families(model):
         parent: Any = surgery.get(model, family.parent)
         kernel: Tensor = parent.weight.detach()
         users, mixes, shifts = {}, {}, {}
@@ -97,6 +97,19 @@ def shared_kernels(
                 shifts |= {f"{inner}.weight": tuple(shift)} if shift else {}
         found.append(SharedKernel(family.parent, kernel, users, mixes, shifts=shifts))
     return (*found, *_bases(model, fused, norms, means or {}))
+
+
+def _families(model: nn.Module) -> Iterator[Family]:
+    """Yield who is parent of whom in a network, and in networks inside it that are not fused, such as an encoder."""
+    for part, module in model.named_modules():
+        state = state_of(module)
+        if not state.get("plan") or state.get("fused"):
+            continue
+        for family in Plan.from_dict(state["plan"]).families:
+            parent, *children = (
+                f"{part}.{name}" if part else name for name in (family.parent, *family.children)
+            )
+            yield replace(family, parent=parent, children=tuple(children))
 
 
 def _bases(
