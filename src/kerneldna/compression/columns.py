@@ -32,7 +32,7 @@ def places(layer: Layer, x: Tensor, *, most: int, seed: str) -> Tensor:
     else:
         count = x[0].numel() // x.shape[-1]
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    return torch.randperm(count, generator=generator)[:most].sort().values.to(x.device)
+    return torch.randperm(count, generator=generator, device="cpu")[:most].sort().values.to(x.device)
 
 
 def columns(layer: Layer, x: Tensor, at: Tensor) -> Tensor:

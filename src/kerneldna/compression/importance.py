@@ -75,7 +75,10 @@ def row_weights(
             loss: Any = torch.zeros((), device=like.device)
             for leaf, variance in zip(leaves, variances, strict=True):
                 if leaf.requires_grad and math.isfinite(variance):
-                    direction = torch.randn(leaf.shape, generator=generator) / (variance * differing) ** 0.5
+                    direction = (
+                        torch.randn(leaf.shape, generator=generator, device="cpu")
+                        / (variance * differing) ** 0.5
+                    )
                     loss = loss + (direction.to(leaf) * leaf).sum()
             names, ys = zip(*given, strict=True)
             if not loss.requires_grad:

@@ -89,7 +89,7 @@ def images_of(detector: nn.Module, images: Images | Tensor | None) -> list[Tenso
         short, generator = size * 3 // 4, torch.Generator().manual_seed(0)
         shapes = ((short, size), (size, short), (size, size))
         # smooth, as real ones are: noise makes more of how coordinates are rounded when an image is resized
-        coarse = [torch.rand(1, 3, 9, 9, generator=generator) for _ in shapes]
+        coarse = [torch.rand(1, 3, 9, 9, generator=generator, device="cpu") for _ in shapes]
         images = [
             F.interpolate(x, size=shape, mode="bilinear")[0] for x, shape in zip(coarse, shapes, strict=True)
         ]

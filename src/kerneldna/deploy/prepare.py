@@ -59,7 +59,9 @@ def images(
     shape: tuple[int, ...], *, device: str = "cpu", precision: str = "fp32", channels_last: bool = True
 ) -> Tensor:
     """Return a random batch of `shape`, `(B, C, H, W)`, the same at every call."""
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device, DTYPES[precision])
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu").to(
+        device, DTYPES[precision]
+    )
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 

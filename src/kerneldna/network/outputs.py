@@ -42,9 +42,9 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
 
 def _apart(expected: Tensor, found: Tensor) -> Tensor:
     if expected.numel() != found.numel():
-        return torch.tensor(inf)
+        return torch.tensor(inf, device="cpu")
     if not expected.numel():
-        return torch.tensor(0.0)
+        return torch.tensor(0.0, device="cpu")
     found = found.reshape(expected.shape)
     if expected.is_floating_point() or expected.is_complex():
         return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).cpu()

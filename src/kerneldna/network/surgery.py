@@ -186,7 +186,8 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
 def probe(model: nn.Module, input_size: InputSize, *, batch: int = 1) -> Tensor:
     """Return a random batch `(batch, C, H, W)` of the network's own device and dtype, the same at every call."""
     tensor = next(model.parameters(), torch.empty(0))
-    x = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
+    # on the CPU, whatever torch.set_default_device says: the generator is one of it
+    x = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     return x.to(tensor.device, tensor.dtype)
 
 
