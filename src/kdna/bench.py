@@ -164,6 +164,10 @@ def _notes(report: Any) -> list[str]:
         f"speed: time of {report.reference} in {where} divided by the network's own, in the same round; above 1 is faster; the "
         "median of the rounds (quartiles)."
     ]
+    sizes = {row.label: "x".join(map(str, row.input_size)) for row in report.rows if row.input_size}
+    if len(set(sizes.values())) > 1:
+        each = ", ".join(f"{label} {size}" for label, size in sizes.items())
+        lines.append(f"The networks were given images of different sizes, {each}; --size gives all the same.")
     if report.stopped:
         lines.append("Stopped: only the rounds that were finished count.")
     failed: dict[str, list[str]] = {}

@@ -60,6 +60,13 @@ def test_table_file_and_figure(tmp_path):
     assert "<svg" in figure.read_text()
 
 
+def test_images_of_different_sizes_are_told_below_the_table():
+    words = ["test_resnet", "lcnet_035", "--rounds", "1", "--batch", "0", "--no-progress"]
+    told = "images of different sizes, test_resnet 3x160x160, lcnet_035 3x224x224; --size gives all the same"
+    assert told in " ".join(call(*words).stdout.split())
+    assert "different sizes" not in call(*words, "--size", "32").stdout
+
+
 def test_a_failure_is_told_below_the_table():
     shown = call("resnet18", "resnet18/kerneldna@throughput", *TINY, "--no-fuse")
     assert last_line(shown)["failed"] == 1
