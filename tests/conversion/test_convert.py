@@ -84,6 +84,15 @@ def test_describe_a_plain_and_a_converted_network(model):
     assert "%" in str(described)
 
 
+@pytest.mark.parametrize("method", kd.list_methods())
+def test_a_plan_counts_what_converting_gives(method):
+    model = kd.create_model("resnet18", num_classes=4, width=0.125, stem="small")
+    laid = kd.plan(model, method)
+    plain, converted = kd.describe(model).size, kd.describe(kd.convert_(model, laid))
+    assert (laid.before, laid.after) == (plain, converted.size)
+    assert converted.before == plain != converted.size
+
+
 def test_converting_twice_is_refused(model):
     plan = kd.plan(model, kd.KernelDNA(patterns=PATTERNS))
     kd.convert_(model, plan)

@@ -84,6 +84,7 @@ def plan(
     macs = traced.macs if counted == size else None
     before = size_of(skeleton, runs, counted, macs=macs, example=example_inputs)
     laid = method.lay_out(skeleton, traced, input_size=size)
+    method = _planned(laid)  # a method may leave to the plan what it is to change
     _rehearse(model, skeleton, method, laid)
     if runs is not skeleton:  # a copy with the numbers
         with torch.random.fork_rng(devices=[]):
@@ -140,6 +141,10 @@ def _method(given: Any) -> Method:
     return given
 
 
+def _planned(laid: Plan) -> Method:
+    return typed(laid.options, methods.get(laid.method), "plan.options")
+
+
 def carry_out_(model: nn.Module, laid: Plan, *, rehearsed: bool = False) -> None:
     """Change `model` as a plan says that was made for it or for one built alike, without a look at its size.
 
@@ -151,7 +156,7 @@ def carry_out_(model: nn.Module, laid: Plan, *, rehearsed: bool = False) -> None
     Raises:
         ValueError: If the plan does not fit, or would lose hooks and the like; the model is then untouched.
     """
-    method: Method = typed(laid.options, methods.get(laid.method), "plan.options")
+    method = _planned(laid)
     laid.check()
     if not rehearsed:
         with torch.random.fork_rng(devices=[]):
