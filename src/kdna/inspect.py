@@ -57,6 +57,8 @@ def inspect(
         plan = replace(plan, notes=())  # they are for whoever converts it
     described = kd.describe(network)
     if plan is not None:
+        if described.before and not described.fused:  # a classifier may be newer than the plan
+            plan = replace(plan, before=described.before, after=described.size)
         say(str(plan))
     if plan is None or described.part or described.fused:
         say(str(described))

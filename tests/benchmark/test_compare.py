@@ -61,6 +61,19 @@ def test_a_report_holds_sizes_and_speeds():
     assert report.versions["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_sizes_are_those_of_the_classifier_that_the_network_has_now(fused):
+    model = kd.create_model(
+        "resnet18", method="kerneldna", num_classes=1000, width=0.125, stem="small"
+    ).eval()
+    model.reset_classifier(4)
+    trained = kd.describe(model).size
+    if fused:
+        kd.fuse_(model)
+    (row,) = run(Contestant("one", lambda: model), rounds=1).rows
+    assert (row.parameters, row.stored_bytes) == (trained.parameters, trained.stored_bytes)
+
+
 def test_the_reference_is_the_one_that_is_named():
     first, second = run(reference="large").rows
     assert second.latency.ratio == 1

@@ -93,6 +93,26 @@ def test_a_plan_counts_what_converting_gives(method):
     assert converted.before == plain != converted.size
 
 
+@pytest.mark.parametrize("method", ["kerneldna", "eca", "sharedbasis"])
+def test_a_classifier_that_is_newer_than_the_conversion_counts_as_newer_before_too(method):
+    made = {"width": 0.125, "stem": "small"}
+    converted = kd.create_model("resnet18", method=method, num_classes=1000, **made)
+    converted.reset_classifier(10)
+    direct = kd.describe(kd.create_model("resnet18", method=method, num_classes=10, **made))
+    described = kd.describe(converted)
+    assert (described.before, described.size) == (direct.before, direct.size)
+    fused = kd.describe(kd.fuse_(converted.eval()))
+    assert (fused.before, fused.unfused) == (direct.before, direct.size)
+
+
+def test_other_changes_since_the_conversion_leave_no_size_before(model):
+    kd.convert_(model, kd.KernelDNA(patterns={"layer4": "FS-SF"}))
+    assert kd.describe(model).before is not None
+    assert kd.describe(copy.deepcopy(model).half()).before is None
+    model.layer4[0].conv2.gate = None
+    assert kd.describe(model).before is None
+
+
 def test_converting_twice_is_refused(model):
     plan = kd.plan(model, kd.KernelDNA(patterns=PATTERNS))
     kd.convert_(model, plan)

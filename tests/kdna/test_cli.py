@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("lightning", reason="needs kerneldna[train]")
 
+import kerneldna as kd
 from command_line import call, last_line
 from kdna.table import NOTES
 
@@ -101,6 +102,17 @@ def test_inspect_a_name_and_a_run(run):
     assert last_line(trained)["method"] == "kerneldna"
     assert "note:" not in trained.stdout  # of what happens at the conversion
     assert last_line(call("inspect", "resnet18"))["method"] is None
+
+
+def test_inspect_counts_the_classifier_that_a_network_has_now(tmp_path):
+    model = kd.create_model("resnet18", method="kerneldna", num_classes=1000, width=0.125, stem="small")
+    model.reset_classifier(4)
+    kd.save(model.eval(), tmp_path)
+    shown = call("inspect", tmp_path)
+    described = kd.describe(model)
+    assert last_line(shown)["before"]["parameters"] == described.before.parameters
+    assert f"{described.before.parameters:,}" in shown.stdout
+    assert f"{described.size.parameters:,}" in shown.stdout
 
 
 def test_inspect_by_a_budget():

@@ -19,7 +19,7 @@ from torch import nn
 
 from kerneldna.benchmark.memory import Job
 from kerneldna.benchmark.networks import Contestant
-from kerneldna.conversion.convert import describe, input_size_of, plan_of
+from kerneldna.conversion.convert import describe, input_size_of
 from kerneldna.deploy import prepare
 from kerneldna.deploy.export import export
 from kerneldna.registry import runtimes, suggest
@@ -181,9 +181,8 @@ class _Entry:
         self.mode, self.setup = contestant.mode, setup
         channels, height, width = input_size_of(self.model)
         self.size = (channels, setup.size or height, setup.size or width)
-        described, plan = describe(self.model, input_size=self.size), plan_of(self.model)
-        # a fused network holds its children's kernels; its plan knows what is trained and stored
-        size = described.size if plan is None else plan.after
+        described = describe(self.model, input_size=self.size)
+        size = described.unfused or described.size  # as trained and stored
         self.facts: dict[str, Any] = {
             "input_size": self.size,
             "parameters": size.parameters,

@@ -10,7 +10,7 @@ from torch import nn
 
 from kerneldna.conversion import reparameterize
 from kerneldna.conversion.choice import costs_in, with_savings
-from kerneldna.conversion.counting import size_of
+from kerneldna.conversion.counting import size_before, size_of
 from kerneldna.conversion.description import Description
 from kerneldna.conversion.plan import Plan
 from kerneldna.layers.marks import Borrower, check_loans
@@ -220,6 +220,8 @@ def describe(
 ) -> Description:
     """Count the parameters, stored bytes and multiply-accumulates of `model`; for a converted one, also before.
 
+    A classifier that was replaced after the conversion counts as replaced before, too.
+
     Args:
         model: Any convolutional network, or a detector: its MACs are those of its backbone, since those of its heads depend on
             what they find.
@@ -239,14 +241,25 @@ def describe(
     for module in model.modules():
         if not any(module.children()):
             layers[type(module).__name__] = layers.get(type(module).__name__, 0) + 1
-    counted = laid and (laid.counted_on or laid.input_size)
-    before = laid.before if laid and size == counted and network is model else None
     pairs = state_of(network).get("fused", {}).get("split", ())
     counted = size_of(whole, runs, size, pairs=pairs, macs=traced.macs, example=example_inputs)
     part = "" if network is model else "the backbone"
     fused = state_of(network).get("fused", {}).get("mode")
     unfused = laid.after if laid and fused and network is model else None
+    before = None
+    if laid and size == (laid.counted_on or laid.input_size) and network is model:
+        before = laid.before if fused else size_before(laid, counted, whole)
     return Description(laid and laid.method, counted, before, size, layers, part, fused, unfused)
+
+
+def recount_(model: nn.Module) -> None:
+    """Let the plan that is noted on a network, not fused, say the sizes that it has by now, where it was changed since."""
+    laid = plan_of(model)
+    if laid is None or surgery.parameters_of(model) == laid.after.parameters:
+        return
+    described = describe(model, input_size=laid.counted_on or laid.input_size)
+    if described.before is not None:
+        set_state(model, plan=replace(laid, before=described.before, after=described.size).to_dict())
 
 
 def _size_for(model: nn.Module, input_size: InputSize | None, example: Any) -> InputSize:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.conversion import reparameterize
-from kerneldna.conversion.convert import input_size_of, network_of, set_state, state_of
+from kerneldna.conversion.convert import input_size_of, network_of, recount_, set_state, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import fold
 from kerneldna.deploy.agreement import check_images, first_outputs, fused_runs, is_rounding, outputs
@@ -105,6 +105,8 @@ def fuse_(
     trained = surgery.parameters_of(model)
     means = _means(model, calibrate, progress=progress) if mode == "throughput" else None
     before = expected = first_outputs(model, x)
+    if whole is model:
+        recount_(model)
     statistics = {k: v.clone() for k, v in model.named_buffers()} if recalibrate_norms else {}
     split = noted_ways.get("split", ())
     swaps = Swaps(model)
