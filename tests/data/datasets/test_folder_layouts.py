@@ -45,7 +45,6 @@ def test_a_fifth_of_each_class_is_set_apart(tmp_path, inside, caplog):
 
 
 def test_the_same_images_are_set_apart_wherever_the_folder_lies(tmp_path):
-    """And whatever was added since: an image is never moved from one part to the other and back by a copy."""
     first = fill(tmp_path / "a", {"cat": 30, "dog": 10})
     other = fill(tmp_path / "b" / "train", {"cat": 30, "dog": 10}).parent
     sets = [open_data(str(path)) for path in (first, other, first)]
