@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 import kerneldna as kd
 from kerneldna.conversion.convert import classes_of, set_state
+from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.deploy.facts import knowing
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
@@ -65,6 +67,23 @@ def test_images_of_some_of_the_classes(run, tmp_path, names, caplog):
     assert (figures["top1"], figures["images"]) == (1, 16 * len(names))
     missing = ", ".join(name for name in COLOURS if name not in names)
     assert f"some has images of {len(names)} of the network's 3 classes, none of {missing}" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["network", "function"])
+def test_images_that_become_something_else_than_in_training(run, form, caplog):
+    """As where the network of one run is measured by the recipe of another."""
+    network, given = run.network().requires_grad_(False), run.recipe
+    if form == "function":
+        facts = {**preprocessing_of(network).facts(), "label_names": json.dumps(list(COLOURS))}
+        network = knowing(partial(network.__call__), facts)
+    evaluate(network, given)
+    assert not caplog.messages
+    other = given.augment.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+    evaluate(network, given.model_copy(update={"augment": other}))
+    (line,) = caplog.messages
+    assert "another kind than it is measured on: shorter side to 16 px" in line
+    assert "minus (0.485, 0.456, 0.406)" in line.split("; the recipe has ")[0]
+    assert "minus (0.5, 0.5, 0.5)" in line.split("; the recipe has ")[1]
 
 
 def test_unknown_classes_are_listed(run, tmp_path):

@@ -84,6 +84,7 @@ def evaluate(
     used = sum(map(len, batches))
     if used < len(data.val):
         log.info("measuring on %d of %d images, those that the recipe uses", used, len(data.val))
+    _warn_of_other_images(model, recipe)
     # Without the average: the network given is the one to measure.
     network = model if isinstance(model, nn.Module) else _Function(_of_images(model, recipe))
     task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
@@ -152,6 +153,16 @@ def labelled_for(classes: Sequence[str] | None, data: ImageData) -> ImageData:
         "Give images of the classes that the network was trained for, by the names that it was trained with."
     )
     return data.with_classes(classes, known_by="the network", remedy=remedy)
+
+
+def _warn_of_other_images(model: Network, recipe: Recipe) -> None:
+    """Say where a network, as of another run, was trained on images that became something else than the recipe makes of them."""
+    how, own = preprocessing_of(model), evaluation(recipe.data, recipe.augment)
+    if how is not None and how != (own.as_pixels() if how.takes_pixels else own):
+        text = (
+            "the network was trained on images of another kind than it is measured on: %s; the recipe has %s"
+        )
+        log.warning(text, how, own)
 
 
 def _of_images(function: Callable[[Any], Any], recipe: Recipe) -> Callable[[Any], Any]:
