@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,11 +189,18 @@ def test_workers_neither_change_the_run_nor_end_it(tmp_path, monkeypatch, unbrok
     assert_same_run(tmp_path, unbroken)
 
 
-def test_a_finished_run_resumed_gives_its_result_again(unbroken):
-    before = (unbroken / "metrics.csv").read_bytes()
-    result = run(FULL, unbroken, resume=True)
-    assert result.epochs == EPOCHS
-    assert (unbroken / "metrics.csv").read_bytes() == before
+def test_a_finished_run_resumed_gives_its_result_again(unbroken, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    noted = folder / "result.json"
+    noted.write_text(noted.read_text().replace('"device": "', '"device": "another '))
+    names = ("metrics.csv", "result.json", "model/config.json", "model/model.safetensors")
+    before = [(folder / name).stat().st_mtime_ns for name in names]
+    assert run(FULL, folder, resume=True).epochs == EPOCHS
+    # where and by what it was trained stays noted
+    assert [(folder / name).stat().st_mtime_ns for name in names] == before
+    noted.unlink()
+    run(FULL, folder, resume=True)
+    assert json.loads(noted.read_text()) == json.loads((unbroken / "result.json").read_text())
 
 
 def test_an_existing_run_is_not_overwritten(unbroken):

@@ -129,7 +129,9 @@ def train(
             ) from error
         result = _result(folder, keeper.rows, task)
         _check_measured(result)
-        if trainer.is_global_zero:
+        finished = folder.result_file.is_file() and (folder.model_dir / checkpoint.WEIGHTS).is_file()
+        # a run that was finished before stays as it is: it was trained by other versions, on another device
+        if trainer.is_global_zero and (keeper.started or not finished):
             folder.check_is_there()
             checkpoint.save(task.measured, folder.model_dir)
             extras = {"bad_images": images.bad_images, "device": _device_name(trainer.strategy.root_device)}
