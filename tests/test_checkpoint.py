@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 import kerneldna as kd
 from kerneldna.checkpoint import CONFIG, WEIGHTS
@@ -114,3 +115,53 @@ def test_of_a_run_folder_it_is_said_where_the_network_is(tmp_path):
     kd.save(make(), tmp_path / "model")
     with pytest.raises(FileNotFoundError, match=r"is the folder of a run; its network is in '.*model'"):
         kd.load(tmp_path)
+
+
+class Lazy(nn.Module):
+    """Makes a buffer in its first run, in a place that is there before or not."""
+
+    def __init__(self, *, place: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        if place:
+            self.register_buffer("grid", None, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if getattr(self, "grid", None) is None:
+            self.register_buffer("grid", torch.linspace(0, 1, x.shape[-1]), persistent=False)
+        return self.conv(x + self.grid)
+
+
+@pytest.mark.parametrize("place", [False, True])
+@torch.no_grad()
+def test_a_buffer_that_the_first_run_makes(place, tmp_path):
+    saved, x = Lazy(place=place), torch.randn(1, 3, 8, 8)
+    expected = saved(x)
+    saved.grid += 1
+    kd.save(saved, tmp_path)
+    loaded = kd.load(tmp_path, model=Lazy(place=place))
+    assert torch.equal(loaded(x), saved(x))
+    assert not torch.equal(loaded(x), expected)
+    assert "grid" not in loaded.state_dict()
+    with pytest.raises(ValueError, match="2 missing .*; 2 too much "):
+        kd.load(tmp_path, model=nn.Sequential(Lazy(place=place)))
+
+
+def test_two_parameters_are_not_loaded_into_one(tmp_path):
+    def layers(*, tied: bool) -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        if tied:
+            model[1].weight = model[0].weight
+        return model
+
+    kd.save(layers(tied=False), tmp_path / "two")
+    with pytest.raises(
+        ValueError, match=r"0.weight and 1.weight are one parameter in this Sequential, and two"
+    ):
+        kd.load(tmp_path / "two", model=layers(tied=True))
+    equal = layers(tied=False)
+    equal[1].load_state_dict(equal[0].state_dict())
+    kd.save(equal, tmp_path / "equal")
+    kd.save(layers(tied=True), tmp_path / "one")
+    for folder in ("equal", "one"):
+        kd.load(tmp_path / folder, model=layers(tied=True))

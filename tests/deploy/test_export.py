@@ -155,6 +155,22 @@ def test_int8_compute_needs_images(model, tmp_path):
         kd.export(model, tmp_path / "m.onnx", compute="int8")
 
 
+@pytest.mark.parametrize("options", [{"compute": "int8"}, {"storage": "int8"}])
+def test_calibration_images_that_make_no_file(options, model, tmp_path):
+    runtime("onnx")
+    given = {"images": torch.randn(7, 3, 16, 16), "progress": False, **options}
+    with pytest.raises(ValueError, match="calibration images hold NaN or infinity"):
+        kd.export(model, tmp_path / "m.onnx", calibrate=torch.full((2, 3, 16, 16), torch.nan), **given)
+    with pytest.raises(ValueError, match="a generator is used up by the first"):
+        kd.export(model, tmp_path / "m.onnx", calibrate=iter([]), **given)
+    if "compute" in options:
+        with pytest.raises(
+            ValueError, match=r"images are \(3, 24, 24\) each, and the file takes \(3, 16, 16\)"
+        ):
+            kd.export(model, tmp_path / "m.onnx", calibrate=torch.randn(2, 3, 24, 24), **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
     module = import_module("kerneldna.deploy.export")  # kd.export is the function
     monkeypatch.setattr(module, "_difference", lambda *_: float("nan"))

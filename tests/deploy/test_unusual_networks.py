@@ -196,3 +196,17 @@ def test_a_squeeze_that_takes_the_batch_away_is_said(tmp_path, caplog):
     pooled = made(lambda net, x: net.fc(net.conv(x).mean((2, 3), keepdim=True).squeeze()))
     kd.export(pooled, tmp_path / "a.onnx", input_size=(3, 16, 16))
     assert "of a batch of 1 the file makes [(1, 4)], the network [(4,)]" in caplog.text
+
+
+@pytest.mark.parametrize("method", [kd.KernelDNA(patterns={"stage": "S-F-S"}), kd.SharedBasis(channel=True)])
+def test_what_is_frozen_stays_frozen(method):
+    net = kd.convert_(made(logits), method, input_size=(3, 16, 16)).eval()
+    kd.fuse_(trains := copy.deepcopy(net), probe=X)
+    assert all(parameter.requires_grad for parameter in trains.parameters())
+    for part in (net.conv, net.norm, net.stage):
+        part.requires_grad_(False)
+    kd.fuse_(net, probe=X)
+    assert {name for name, parameter in net.named_parameters() if parameter.requires_grad} == {
+        "fc.weight",
+        "fc.bias",
+    }

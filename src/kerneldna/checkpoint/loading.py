@@ -21,7 +21,7 @@ from kerneldna.checkpoint.folder import (
 from kerneldna.layers.marks import check_loans
 from kerneldna.network import surgery
 from kerneldna.network.computed import computed_in
-from kerneldna.network.tensors import check_finite, fill_, mismatch, shapes
+from kerneldna.network.tensors import check_finite, fill_, made_later, mismatch, shapes, torn
 
 
 def load(folder: str | Path, *, model: nn.Module | None = None, allow_nonfinite: bool = False) -> nn.Module:
@@ -52,7 +52,10 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_nonfinite:
     skeleton = built_on_meta(noted, None if model is None else surgery.skeleton(model), config_file)
     expected = shapes(skeleton, header.buffers)
     try:
-        problems = mismatch(expected, header.every)
+        later = made_later(skeleton, header)
+        problems = mismatch(
+            expected, {name: shape for name, shape in header.every.items() if name not in later}
+        )
     except ValueError as error:
         raise ValueError(
             f"{config_file}, same: {error}; restore the file, or save the network again"
@@ -67,6 +70,11 @@ def load(folder: str | Path, *, model: nn.Module | None = None, allow_nonfinite:
     if not allow_nonfinite:
         check_finite(
             given, str(weights_file), "restore it, or train again; allow_nonfinite=True opens it all the same"
+        )
+    if pair := torn(skeleton, given):
+        raise ValueError(
+            f"{weights_file} is not the network of {CONFIG}: {pair} are one parameter in this {type(skeleton).__name__}, and two "
+            "of different numbers in the file; pass model= with two, as the network had that was saved"
         )
     network = built(noted, model, config_file)
     check_loans(network, "load")

@@ -21,7 +21,7 @@ from kerneldna.files import atomic, write_json
 from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network.computed import first_in_words
 from kerneldna.network.likeness import differences
-from kerneldna.network.tensors import Stored, check_finite, mismatch, shapes, stored
+from kerneldna.network.tensors import Stored, check_finite, made_later, mismatch, shapes, stored, torn
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.reading.checksum import checksum_of_data, checksum_of_file
 from kerneldna.reading.shown import said
@@ -173,8 +173,16 @@ def _problems(model: nn.Module, given: Stored[Tensor], noted: Mapping[str, Any])
     """Say in what the network that `noted` describes differs from `model`."""
     with torch.random.fork_rng(devices=[]):
         built = built_on_meta(noted, None, Path(CONFIG))
-    found = {name: (tuple(value.shape), value.is_floating_point()) for name, value in given.every.items()}
-    return [*mismatch(shapes(built, given.buffers), found), *differences(built, model)]
+    later = made_later(built, given)
+    found = {
+        name: (tuple(value.shape), value.is_floating_point())
+        for name, value in given.every.items()
+        if name not in later
+    }
+    problems = [*mismatch(shapes(built, given.buffers), found), *differences(built, model)]
+    if not problems and (pair := torn(built, given)):
+        return [f"{pair} were one parameter, and are two"]
+    return problems
 
 
 def _head_of(network: nn.Module) -> dict[str, int] | None:

@@ -97,7 +97,8 @@ def check_some(images: int) -> None:
     """
     if not images:
         raise ValueError(
-            "calibration data without an image was given; pass some hundred training images, or a loader of them"
+            "calibration data without an image was given; pass some hundred training images, or a loader of them, which can be "
+            "read several times (a generator is used up by the first)"
         )
 
 

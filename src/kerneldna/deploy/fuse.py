@@ -6,7 +6,7 @@ Every module of this library that stands for a layer is a `StandIn`: its `fused(
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -242,12 +242,20 @@ def _write_out_(
     with ways.running(swaps.model, split):
         for name, standing in _stand_ins(swaps.model).items():
             mean = means.get(f"{name}.gate") if means else None
-            plain[name] = (standing.fused() if mean is None else standing.fused(mean)).train(
-                standing.training
-            )
+            made = standing.fused() if mean is None else standing.fused(mean)
+            plain[name] = made.train(standing.training)
+            if not any(parameter.requires_grad for parameter in _trained(standing)):
+                made.requires_grad_(False)
     for name, module in plain.items():
         swaps.swap_(name, module)
     settle_(swaps, written)
+
+
+def _trained(standing: StandIn) -> Iterator[nn.Parameter]:
+    """Yield what a module computes with that may train: its own parameters, and those of a layer that it borrows from."""
+    yield from standing.parameters()
+    if isinstance(standing, Borrower) and isinstance(owner := standing.loan[2], nn.Module):
+        yield from owner.parameters()
 
 
 def _fuse_as_(

@@ -114,13 +114,29 @@ def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], 
 
 
 def _images(model: nn.Module, x: Tensor, request: Request) -> Iterator[Tensor] | None:
-    """Return the calibration images in the type of `x`; split for a network of a fixed batch size, without those left over."""
+    """Return the calibration images in the type of `x`; split for a network of a fixed batch size, without those left over.
+
+    Raises:
+        ValueError: While they are read: if they are of another size than a file that computes in int8 takes, or not finite.
+    """
     if request.calibrate is None:
         return None
     pixels = not x.is_floating_point()
     given = batches(model, request.calibrate, text="Calibrating", progress=request.progress, pixels=pixels)
+    given = (_checked(batch, x, request) for batch in given)
     split = given if request.dynamic else (part for batch in given for part in batch.split(len(x)))
     return (part.to(x.dtype) for part in split if request.dynamic or len(part) == len(x))
+
+
+def _checked(images: Tensor, x: Tensor, request: Request) -> Tensor:
+    if request.compute == "int8" and images.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"calibration images are {tuple(images.shape[1:])} each, and the file takes {tuple(x.shape[1:])}; give both in "
+            "one size"
+        )
+    if not images.isfinite().all():
+        raise ValueError("calibration images hold NaN or infinity; look at how they are read and normalised")
+    return images
 
 
 def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:

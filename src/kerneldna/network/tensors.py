@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +87,14 @@ def fill_(model: nn.Module, given: Stored[Tensor]) -> None:
         if not empty and name in every and tensor.dtype != every[name].dtype:
             tensor.data = tensor.data.to(every[name].dtype)
     model.load_state_dict(state, assign=empty)
+    device = next((tensor.device for tensor in held.values() if not tensor.is_meta), None)
     for name in given.buffers:
         path, _, last = name.rpartition(".")
         owner = model.get_submodule(path)
-        buffer = owner._buffers[last]
-        if buffer is None or buffer.is_meta:
+        buffer = owner._buffers.get(last)
+        if buffer is None:  # a network may make it in its first run
+            owner.register_buffer(last, every[name].to(device), persistent=False)
+        elif buffer.is_meta:
             owner._buffers[last] = every[name]
         else:
             buffer.detach().copy_(every[name])
@@ -125,6 +128,40 @@ def check_finite(given: Stored[Tensor], what: str, remedy: str) -> None:
             f"{what} holds numbers that are not finite in {len(broken)} tensor{'s' * (len(broken) > 1)}: "
             f"{', '.join(broken[:5])}{more}; {remedy}"
         )
+
+
+def made_later(model: nn.Module, given: Stored[Any]) -> set[str]:
+    """Return the names of buffers that a network makes in its first run, and leaves out of `state_dict()`.
+
+    Args:
+        model: A network that did not run, built like one that did.
+        given: What a file holds of that one.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places = [(name, *name.rpartition(".")[::2]) for name in given.buffers]
+    return {
+        name
+        for name, path, last in places
+        if path in modules
+        and getattr(modules[path], last, None) is None
+        and last not in modules[path]._modules
+    }
+
+
+def torn(model: nn.Module, given: Stored[Tensor]) -> str:
+    """Say which parameters are one in a network, and are not the same in a file; "" if none.
+
+    Args:
+        model: A network of the same names and shapes.
+        given: What the file holds.
+    """
+    every = given.every
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if every[name] is not every[other] and not torch.equal(every[name], every[other]):
+            return f"{other} and {name}"
+    return ""
 
 
 def shapes(model: nn.Module, buffers: tuple[str, ...]) -> dict[str, Shape]:
