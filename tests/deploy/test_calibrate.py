@@ -151,5 +151,17 @@ def test_a_generator_that_is_used_up_leaves_the_norms_as_they_were(model):
     assert net.bn1.momentum == 0.1
 
 
+def test_norms_that_do_not_run_stay_as_they_were():
+    class Headed(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    net = Headed(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).eval()
+    nn.init.ones_(net[1].running_mean)
+    recalibrate_norms_(nn.Sequential(nn.Conv2d(3, 3, 1), net), torch.randn(4, 3, 8, 8), progress=False)
+    assert net[0].running_mean.any()
+    assert net[1].running_mean.tolist() == [1, 1, 1]
+
+
 def test_running_means_of_a_network_trained_without_them(model):
     assert tracked_means(model) is None

@@ -13,9 +13,10 @@ from kerneldna.conversion.choice import costs_in, with_savings
 from kerneldna.conversion.counting import size_before, size_of
 from kerneldna.conversion.description import Description
 from kerneldna.conversion.plan import Plan
+from kerneldna.conversion.rehearsal import known_to, rehearse
 from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network import surgery
-from kerneldna.network.replaceable import irreplaceable, why_irreplaceable
+from kerneldna.network.replaceable import irreplaceable
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.unserved import refuse_unserved
 from kerneldna.network.wrapped import refuse_wrapped, unwrapped
@@ -79,13 +80,13 @@ def plan(
     size = _size_for(model, input_size, example_inputs)
     runs, traced = surgery.first_run(model, skeleton, size, example=example_inputs)
     # of the network itself: hooks on tensors are not copied
-    traced = replace(traced, irreplaceable=irreplaceable(model, known=_known(method)))
+    traced = replace(traced, irreplaceable=irreplaceable(model, known=known_to(method)))
     counted = counted_on or size
     macs = traced.macs if counted == size else None
     before = size_of(skeleton, runs, counted, macs=macs, example=example_inputs)
     laid = method.lay_out(skeleton, traced, input_size=size)
     method = _planned(laid)  # a method may leave to the plan what it is to change
-    _rehearse(model, skeleton, method, laid)
+    rehearse(model, skeleton, method, laid)
     if runs is not skeleton:  # a copy with the numbers
         with torch.random.fork_rng(devices=[]):
             method.apply_(runs, laid)
@@ -160,7 +161,7 @@ def carry_out_(model: nn.Module, laid: Plan, *, rehearsed: bool = False) -> None
     laid.check()
     if not rehearsed:
         with torch.random.fork_rng(devices=[]):
-            _rehearse(model, surgery.skeleton(model), method, laid)
+            rehearse(model, surgery.skeleton(model), method, laid)
     modes = {module: module.training for module in model.modules()}
     method.apply_(model, laid)
     for module in model.modules():  # what was frozen stays so
@@ -278,21 +279,3 @@ def _check_unconverted(model: nn.Module) -> None:
             raise ValueError(
                 f"this {type(model).__name__} is converted already ({made}); plan on the network as it was before"
             )
-
-
-def _rehearse(model: nn.Module, skeleton: nn.Module, method: Method, laid: Plan) -> None:
-    """Carry the plan out on the skeleton of `model`, and check that no layer goes that nothing can stand in for."""
-    names = {id(module): name for name, module in skeleton.named_modules()}
-    before = list(skeleton.modules())  # alive, so that each keeps its id
-    method.apply_(skeleton, laid)
-    left = {id(module) for module in skeleton.modules()}
-    known = _known(method)
-    reasons = irreplaceable(model, known=known)
-    for name in (names[id(module)] for module in before if id(module) not in left):
-        if reason := reasons.get(name) or why_irreplaceable(surgery.get(model, name), known=known):
-            raise ValueError(f"the plan replaces {name!r}, but {reason}; take that off first, or plan anew")
-
-
-def _known(method: Method) -> tuple[type[nn.Module], ...]:
-    """Return the classes of convolution that a method serves though they have a forward of their own."""
-    return getattr(method, "serves", ())

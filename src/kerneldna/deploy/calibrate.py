@@ -182,9 +182,11 @@ def recalibrate_norms_(model: nn.Module, data: Batches, *, progress: bool = True
                 norm.load_state_dict(buffers, strict=False)
             raise
         finally:
-            for norm, momentum, _ in kept:
+            for norm, momentum, buffers in kept:
                 norm.momentum = momentum
                 norm.eval()
+                if seen and not norm.num_batches_tracked:  # it did not run, as in a head for training alone
+                    norm.load_state_dict(buffers, strict=False)
 
 
 def images_of(batch: Any, *, said: str = "calibration data gave", pixels: bool = False) -> Tensor:

@@ -26,7 +26,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from kerneldna.layers.marks import unlend_
 from kerneldna.network import surgery
 from kerneldna.network.outputs import tensors_in
-from kerneldna.network.replaceable import overridden, why_irreplaceable
+from kerneldna.network.replaceable import held_past_torch, overridden, why_irreplaceable
 
 _NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 # those whose code is known: a class derived from one may do more than scale and shift
@@ -55,9 +55,9 @@ class Pair:
 def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
     """Return the convolutions of `model` that a BatchNorm follows directly, in the order they run.
 
-    A network that runs on numbers alone, because it branches on them, has none. Left out are layers that run twice or carry hooks,
-    kernels that another module shares, convolutions whose output the network returns or keeps on a module, and classes of
-    convolutions or norms with code of their own (weight standardisation).
+    A network that runs on numbers alone, because it branches on them, has none. Left out are layers that run twice, carry hooks or
+    are held past torch's registration, kernels that another module shares, convolutions whose output the network returns or keeps
+    on a module, and classes of convolutions or norms with code of their own (weight standardisation).
 
     Args:
         model: Any network in eval mode.
@@ -81,6 +81,7 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
     with torch.no_grad(), watch:
         leaves = tensors_in(runs(x.to(next(runs.parameters(), x).device)))
     outputs = {id(leaf) for leaf in (*leaves, *surgery.plain_tensors(runs))}
+    held = held_past_torch(model)
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     pairs = []
     for norm, source in watch.sources.items():
@@ -92,7 +93,7 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
         once = (
             all(watch.calls[name] == 1 for name in names) and owners[id(layer._parameters.get("weight"))] == 1
         )
-        if once and _is_plain(layer) and _is_plain_norm(surgery.get(model, norm)):
+        if once and not held.keys() & names and _is_plain(layer) and _is_plain_norm(surgery.get(model, norm)):
             pairs.append(Pair(conv, norm))
     return tuple(pairs)
 

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.conversion import reparameterize
-from kerneldna.conversion.convert import input_size_of, network_of, recount_, set_state, state_of
+from kerneldna.conversion.convert import input_size_of, network_of, recount_, state_of
 from kerneldna.deploy import calibrate as calibration
 from kerneldna.deploy import fold
 from kerneldna.deploy.agreement import check_images, first_outputs, fused_runs, is_rounding, outputs
 from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.fold import Pair
 from kerneldna.deploy.settle import computing, settle_
-from kerneldna.deploy.settled import MODES, chosen_ways, settled_mode, settled_way
+from kerneldna.deploy.settled import MODES, chosen_ways, note_fused_, settled_mode, settled_way
 from kerneldna.deploy.swaps import Swaps, undone_on_error
 from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
 from kerneldna.network.outputs import relative_difference
-from kerneldna.network.replaceable import why_irreplaceable
+from kerneldna.network.replaceable import held_past_torch, why_irreplaceable
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.registry import suggest
 
@@ -136,7 +136,7 @@ def fuse_(
     if means is not None:
         noted["moved"] = relative_difference(before, expected)
     _leave_no_trace_(model, pairs)
-    _note_(model, {**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
+    note_fused_(model, {**noted, "folded": [[pair.conv, pair.norm] for pair in pairs]})
     fused = surgery.parameters_of(model)
     grown = f", shared kernels written out ({trained:,} -> {fused:,} parameters)" if fused > trained else ""
     log.info(
@@ -156,7 +156,7 @@ def fuse_as_(model: nn.Module, noted: Mapping[str, Any]) -> None:
     means = zeros if noted["mode"] == "throughput" else None
     _fuse_as_(pairs, noted.get("split", ()), noted.get("computed", ()), model, means)
     _leave_no_trace_(model, pairs)
-    _note_(model, dict(noted))
+    note_fused_(model, dict(noted))
 
 
 def fused_copy(
@@ -222,9 +222,10 @@ def _means(
 
 def _check_stand_ins(model: nn.Module) -> None:
     """Check that no hook, and no code put on a module alone, would be lost with what fusing replaces."""
+    held = held_past_torch(model)
     for name, standing in _stand_ins(model).items():
         for inner, part in standing.named_modules(prefix=name):
-            if reason := why_irreplaceable(part):
+            if reason := why_irreplaceable(part) or held.get(inner):
                 raise ValueError(
                     f"cannot fuse {inner!r}: {reason}; take it off before fusing, and put it on the fused module"
                 )
@@ -277,24 +278,6 @@ def _leave_no_trace_(model: nn.Module, pairs: Sequence[Pair]) -> None:
         unlend_(model)
     reparameterize.allow_(model)
     reparameterize.refuse_folded_(model, [pair.conv for pair in pairs])
-
-
-def _note_(model: nn.Module, noted: Mapping[str, Any]) -> None:
-    """Note how a network was fused: on it, and in their own names on networks inside it, such as an encoder that was converted."""
-    set_state(model, fused=noted)
-    for part, module in model.named_modules():
-        if not (part and state_of(module)) or state_of(module).get("fused"):
-            continue
-        inside = {
-            key: [name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")]
-            for key in ("split", "computed")
-            if (names := noted.get(key))
-        }
-        pairs = [
-            [name.removeprefix(f"{part}.") for name in pair if name.startswith(f"{part}.")]
-            for pair in noted.get("folded", ())
-        ]
-        set_state(module, fused={**noted, **inside, "folded": [pair for pair in pairs if len(pair) == 2]})
 
 
 def _fold_(swaps: Swaps, pairs: Iterable[Pair]) -> None:

@@ -13,16 +13,18 @@ from kerneldna.deploy.swaps import Swaps
 from kerneldna.layers.standardised import STANDARDISED, written_out
 from kerneldna.network import surgery
 from kerneldna.network.computed import computed, settled
-from kerneldna.network.replaceable import why_irreplaceable
+from kerneldna.network.replaceable import held_past_torch, why_irreplaceable
 
 
 def computing(model: nn.Module) -> tuple[str, ...]:
     """Return the qualified names of the layers of a network that can be settled, each layer once."""
+    held = held_past_torch(model)
     return tuple(
         name
         for name, module in model.named_modules()
         # a recurrent layer holds its weights a second time, in a list that it computes with
-        if (computed(module) and not isinstance(module, nn.RNNBase)) or _standardises(module)
+        if name not in held
+        and ((computed(module) and not isinstance(module, nn.RNNBase)) or _standardises(module))
     )
 
 

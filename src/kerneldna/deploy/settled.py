@@ -6,11 +6,12 @@ The mode says what becomes of gates; the way, whether a layer whose kernel is mi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from kerneldna.conversion.convert import network_of, state_of
+from kerneldna.conversion.convert import network_of, set_state, state_of
 from kerneldna.layers.plain import layer_inside
 from kerneldna.layers.ways import cheaper_split
 from kerneldna.registry import suggest
@@ -89,6 +90,24 @@ def settled_way(model: nn.Module, prefer: str | None) -> str:
             "was trained, or leave prefer= out"
         )
     return taken or prefer or "macs"
+
+
+def note_fused_(model: nn.Module, noted: Mapping[str, Any]) -> None:
+    """Note how a network was fused: on it, and in their own names on networks inside it, such as an encoder that was converted."""
+    set_state(model, fused=noted)
+    for part, module in model.named_modules():
+        if not (part and state_of(module)) or state_of(module).get("fused"):
+            continue
+        inside = {
+            key: [name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")]
+            for key in ("split", "computed")
+            if (names := noted.get(key))
+        }
+        pairs = [
+            [name.removeprefix(f"{part}.") for name in pair if name.startswith(f"{part}.")]
+            for pair in noted.get("folded", ())
+        ]
+        set_state(module, fused={**noted, **inside, "folded": [pair for pair in pairs if len(pair) == 2]})
 
 
 def _check(prefer: str) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from kerneldna.layers.marks import is_lending
 from kerneldna.network.computed import computed
@@ -29,6 +30,7 @@ _READ = (
     "padding_mode",
     "_reversed_padding_repeated_twice",
 )
+_TORCHS = frozenset(vars(nn.Module()))  # what torch keeps of every module
 _HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
@@ -49,7 +51,7 @@ def irreplaceable(model: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) 
         known: As for `why_irreplaceable`.
     """
     places = Counter(id(part) for module in model.modules() for part in module._modules.values())
-    same_weight = tied(model, "weight")
+    same_weight, held = tied(model, "weight"), held_past_torch(model)
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -59,9 +61,27 @@ def irreplaceable(model: nn.Module, *, known: tuple[type[nn.Module], ...] = ()) 
             reason = f"it stands in {places[id(module)]} places of the network"
         if not reason and name in same_weight:
             reason = "another layer has the same weight"
+        reason = reason or held.get(name, "")
         if reason:
             found[name] = reason
     return found
+
+
+def held_past_torch(model: nn.Module) -> dict[str, str]:
+    """Return the modules that are held past torch's registration too, in a list for one, by qualified name, each with the reason.
+
+    What is put in the place of such a module stands in the network, and the other is what runs.
+    """
+    found: dict[int, str] = {}
+    for owner, module in model.named_modules():
+        if type(module).__module__.startswith("kerneldna."):  # which borrow, and know of it
+            continue
+        for key, value in vars(module).items():
+            for leaf in () if key in _TORCHS else tree_leaves(value):
+                if isinstance(leaf, nn.Module):
+                    where = repr(owner) if owner else f"the {type(module).__name__}"
+                    found.setdefault(id(leaf), f"{where} holds it past torch's registration too, in {key!r}")
+    return {name: found[id(module)] for name, module in model.named_modules() if id(module) in found}
 
 
 def tied(model: nn.Module, part: str) -> set[str]:
