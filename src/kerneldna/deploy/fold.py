@@ -27,6 +27,7 @@ from kerneldna.layers.marks import unlend_
 from kerneldna.network import surgery
 from kerneldna.network.outputs import tensors_in
 from kerneldna.network.replaceable import held_past_torch, overridden, why_irreplaceable
+from kerneldna.reading.shown import said
 
 _NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 # those whose code is known: a class derived from one may do more than scale and shift
@@ -69,7 +70,10 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
     try:
         runs, _ = surgery.first_run(model, surgery.skeleton(model), surgery.image_size_in(x), example=x)
     except ValueError as error:
-        raise ValueError(f"{error}; to fuse it, pass a probe, images that it takes") from error
+        raise ValueError(
+            f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error.__cause__ or error)}; to fuse it, pass a "
+            "probe, images that it takes"
+        ) from error
     if not all(tensor.is_meta for tensor in runs.state_dict().values()):
         # it may branch on numbers, and another image may take a way on which the norm is not behind the convolution
         log.info("%s needs numbers to run, so that its norms are left as they are", type(model).__name__)

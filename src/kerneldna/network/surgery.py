@@ -173,8 +173,7 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
             model(*args, **named)
     # whatever the code of a network raises that is given what it does not take
     except Exception as error:
-        of = f"images {tuple(example.shape)}" if isinstance(example, Tensor) else "example_inputs="
-        given = f"one image of {input_size}" if example is None else of
+        given = f"one image of {input_size}" if example is None else "example_inputs="
         kind = type(model).__name__
         raise ValueError(f"{kind} does not run on {given}: {said(error)}; {remedy(model)}") from error
     finally:
