@@ -195,8 +195,10 @@ def test_export(case, model, images):
 def test_bf16_autocast(model, images):
     with torch.autocast("cpu", torch.bfloat16):
         found = model(images)
-    assert found.dtype == torch.bfloat16
+        cast = copy.deepcopy(model).bfloat16()(images)  # weights and all
+    assert found.dtype == cast.dtype == torch.bfloat16
     assert relative(found.float(), model(images)) < 0.1
+    assert relative(cast.float(), model(images)) < 0.2
 
 
 def test_channels_last(model, images):

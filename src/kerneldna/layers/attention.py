@@ -71,8 +71,8 @@ class ChannelAttention(Gate):
 
         a = sigmoid(fc2(relu(norm(fc1(mean(x))))))        y = x * a
 
-    Under autocast the gate is computed in float32: its BatchNorm sees one value per image and channel. The weights start by the
-    rule of `kerneldna.layers.start`, the biases at 0, as in the authors' code.
+    Under autocast the gate is computed in the type of its weights, float32: its BatchNorm sees one value per image and channel. The
+    weights start by the rule of `kerneldna.layers.start`, the biases at 0, as in the authors' code.
 
     Args:
         channels: Channels of the input.
@@ -110,7 +110,7 @@ class ChannelAttention(Gate):
         """Return what comes out of the formula for `x`, `(B, gates, 1, 1)`."""
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._attend(x.float())
+                return self._attend(x.to(self.fc1.weight.dtype))
         return self._attend(x)
 
     @property
