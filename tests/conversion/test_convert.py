@@ -85,9 +85,11 @@ def test_describe_a_plain_and_a_converted_network(model):
 
 
 @pytest.mark.parametrize("method", kd.list_methods())
-def test_a_plan_counts_what_converting_gives(method):
+def test_a_plan_counts_what_converting_gives_and_draws_nothing(method):
     model = kd.create_model("resnet18", num_classes=4, width=0.125, stem="small")
+    state = torch.get_rng_state()
     laid = kd.plan(model, method)
+    assert torch.equal(torch.get_rng_state(), state)
     plain, converted = kd.describe(model).size, kd.describe(kd.convert_(model, laid))
     assert (laid.before, laid.after) == (plain, converted.size)
     assert converted.before == plain != converted.size

@@ -44,6 +44,7 @@ class Method(Protocol):
         ...
 
 
+@torch.random.fork_rng(devices=[])
 def plan(
     model: nn.Module,
     method: Method | str,
@@ -52,7 +53,7 @@ def plan(
     counted_on: InputSize | None = None,
     example_inputs: Any = None,
 ) -> Plan:
-    """Lay out what `method` would change in `model`, without touching it.
+    """Lay out what `method` would change in `model`, without touching it or torch's random state.
 
     Args:
         model: Any convolutional network.
@@ -88,8 +89,7 @@ def plan(
     method = _planned(laid)  # a method may leave to the plan what it is to change
     rehearse(model, skeleton, method, laid)
     if runs is not skeleton:  # a copy with the numbers
-        with torch.random.fork_rng(devices=[]):
-            method.apply_(runs, laid)
+        method.apply_(runs, laid)
     after = size_of(skeleton, runs, counted, example=example_inputs)
     laid = replace(laid, before=before, after=after, counted_on=None if counted == size else counted)
     return with_savings(laid, costs_in(skeleton))
