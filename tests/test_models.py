@@ -40,6 +40,25 @@ def test_a_quarter_width_resnet_is_a_quarter_wide_throughout():
     assert model.layer1[0].downsample is None
 
 
+@pytest.mark.parametrize("name", ["resnet18d", "resnet26t", "resnetblur18"])
+def test_width_keeps_all_layers_of_a_network(name):
+    half, whole = (list(kd.create_model(name, width=width, num_classes=4).modules()) for width in (0.5, 1))
+    assert [type(m) for m in half] == [type(m) for m in whole]
+    convs = zip(half, whole, strict=True)
+    assert {b.out_channels / a.out_channels for a, b in convs if isinstance(a, torch.nn.Conv2d)} == {2}
+
+
+@pytest.mark.parametrize("arguments", [{"width": 0.125}, {"stem": "small"}])
+def test_width_and_stem_are_of_the_type_and_device_asked_for(arguments):
+    try:
+        timm.create_model("resnet18", dtype=torch.bfloat16, device="meta")
+    except TypeError:
+        pytest.skip("this version of timm makes networks in float32 on the current device")
+    for name in ("resnet18", "mobilenetv2_050", "convnext_tiny"):
+        model = kd.create_model(name, dtype=torch.bfloat16, device="meta", num_classes=4, **arguments)
+        assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.bfloat16, "meta")}
+
+
 def test_options_replace_values_of_the_recipe():
     model = kd.create_model("resnet18", method="kerneldna", options={"channel": False, "spatial": False})
     assert kd.plan_of(model).after.parameters == 8_745_768
@@ -56,6 +75,11 @@ def test_a_method_object_works_too():
         (dict(name="resnt18"), "unknown model 'resnt18'; did you mean 'resnet18'"),
         (dict(name="resnet18", stem="smal"), "did you mean 'small'"),
         (dict(name="vgg11", width=0.5), "width=0.5 was given for 'vgg11'; it works for resnet"),
+        (
+            dict(name="mobilenetv2_120d", width=0.5),
+            "was given for 'mobilenetv2_120d'; it works for resnet18, mobilenetv2_100",
+        ),
+        (dict(name="resnetv2_50", width=0.5), "was given for 'resnetv2_50'; it works for resnet18"),
         (dict(name="resnet18", pretrained=True, stem="small"), "pretrained weights are for width=1"),
         (dict(name="resnet18", options={"channel": False}), "without the name of a method in method="),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from torch import nn
 from kerneldna.conversion.convert import Method, plan, set_state
 from kerneldna.conversion.started import fetching, start_, weights_of
 from kerneldna.layers.marks import Startable, numbers_follow
-from kerneldna.layers.start import draw_kernels_, draw_layer_
+from kerneldna.layers.start import draw_kernels_
 from kerneldna.network import surgery
+from kerneldna.network.resized import at_width, small_stem_
 from kerneldna.network.tensors import Stored, check_finite
 from kerneldna.network.weights import Weights, draw_head_
 from kerneldna.reading.arguments import check_arguments
@@ -115,7 +116,7 @@ def create_model(
         draw_kernels_(model)
     own = surgery.input_size_of(model)
     if stem == "small":
-        _small_stem_(model)
+        small_stem_(model)
         own = (own[0], 32, 32)
     size = input_size or own
     built_with = {key: value for key, value in timm_args.items() if key not in _FOR_WEIGHTS}
@@ -226,52 +227,7 @@ def _backbone(name: str, width: float, **timm_args: Any) -> nn.Module:
         )
     if width == 1:
         return timm.create_model(name, **timm_args)
-    family = next((family for family in _WIDTHS if name.startswith(family)), None)
-    if family is None:
-        raise ValueError(f"width={width} was given for {name!r}; it works for {', '.join(_WIDTHS)} networks")
-    return _WIDTHS[family](name, width, timm_args)
-
-
-def _resnet(name: str, width: float, timm_args: dict[str, Any]) -> nn.Module:
-    # timm's ResNet fixes 64 stem channels unless the stem is deep; build that, then put the single convolution back
-    channels = tuple(round(c * width) for c in (64, 128, 256, 512))
-    model = timm.create_model(
-        name, channels=channels, stem_type="deep", stem_width=channels[0] // 2, base_width=64, **timm_args
-    )
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    model.conv1 = nn.Conv2d(first.in_channels, channels[0] // 2 * 2, 7, 2, 3, bias=False)
-    draw_layer_(model.conv1)
-    return model
-
-
-def _mobilenetv2(name: str, width: float, timm_args: dict[str, Any]) -> nn.Module:
-    from timm.models.efficientnet import _gen_mobilenet_v2
-
-    multiplier = int(name.split("_")[1][:3]) / 100 * width
-    return _gen_mobilenet_v2(name, multiplier, **timm_args)
-
-
-def _convnext(name: str, width: float, timm_args: dict[str, Any]) -> nn.Module:
-    plain = timm.create_model(name, device="meta")
-    dims = tuple(round(info["num_chs"] * width) for info in plain.feature_info)  # pyright: ignore[reportIndexIssue, reportGeneralTypeIssues]
-    return timm.create_model(name, dims=dims, **timm_args)
-
-
-_WIDTHS: dict[str, Callable[[str, float, dict[str, Any]], nn.Module]] = {
-    "resnet": _resnet,
-    "mobilenetv2": _mobilenetv2,
-    "convnext": _convnext,
-}
-
-
-def _small_stem_(model: nn.Module) -> None:
-    """Put a 3x3 convolution of stride 1 in the first one's place, and drop the pooling behind it."""
-    name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    small = nn.Conv2d(first.in_channels, first.out_channels, 3, 1, 1, bias=first.bias is not None)
-    draw_layer_(small)
-    surgery.replace_(model, name, small.to(first.weight.device))
-    if isinstance(getattr(model, "maxpool", None), nn.Module):
-        surgery.replace_(model, "maxpool", nn.Identity())
+    return at_width(name, width, timm_args)
 
 
 def _register(backbone: str) -> None:
