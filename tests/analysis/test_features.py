@@ -1,5 +1,6 @@
 import pytest
 import torch
+from timm.layers import LayerNorm, LayerNorm2d
 from torch import nn
 
 import kerneldna as kd
@@ -51,6 +52,32 @@ def test_a_child_written_as_linear_is_pooled_over_positions():
     names = [family.parent, family.children[0]]
     first, second = features_of(model, names, torch.randn(2, 3, 64, 64))
     assert first.shape == second.shape == (2, family.shape[0])
+
+
+@pytest.mark.parametrize("method", sorted({*kd.list_methods()} - {"cgc"}))  # which takes no Linear
+def test_what_stands_in_the_place_of_a_linear_is_pooled_over_positions(method):
+    arguments = {"num_classes": 4, "width": 0.125, "depths": (1, 1, 2, 1)}
+    plain = kd.create_model("convnext_tiny", **arguments).eval()
+    options = {"patterns": None} if method == "kerneldna" else {}
+    made = kd.create_model("convnext_tiny", method=method, options=options, **arguments).eval()
+    wanted = [name for name, _ in plain.named_modules() if name.endswith((".norm", ".fc1", ".fc2"))]
+    # CondConv puts a block inside another
+    places = {name.replace(".block.", "."): name for name, _ in made.named_modules()}
+    x = torch.randn(2, 3, 64, 64)
+    expected = [found.shape for found in features_of(plain, wanted, x)]
+    assert [found.shape for found in features_of(made, [places[name] for name in wanted], x)] == expected
+    if method in ("kerneldna", "sharedbasis"):
+        assert [found.shape for found in features_of(kd.fuse_(made), wanted, x)] == expected
+
+
+def test_norms_are_pooled_over_positions():
+    x = torch.randn(2, 3, 6, 5)
+    for norm, maps in (
+        (nn.LayerNorm(3), x.permute(0, 2, 3, 1)), (LayerNorm(3), x.permute(0, 2, 3, 1)),
+        (LayerNorm2d(3), x), (nn.LayerNorm((3, 6, 5)), x), (nn.BatchNorm2d(3).eval(), x),
+    ):  # fmt: skip
+        (found,) = features_of(nn.Sequential(norm), ["0"], maps)
+        assert found.shape == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def feature_cka(
         layers: Names of modules whose outputs to compare; of `other`, those it has. By default the convolutions of `kinds`.
         kinds: As for `kernel_cka`.
         positions: "pool" takes the mean over each map, so that features are channels; "flatten" every value of the map. Maps are
-            `(B, C, H, W)`, or `(B, ..., C)` out of a Linear or nn.LayerNorm.
+            `(B, C, H, W)`, or `(B, ..., C)` out of a Linear or LayerNorm.
         minibatch: Average over batches; one of fewer than 4 images, as a loader's last may be, is left out.
         progress: Show a progress bar.
 

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kerneldna.layers.basis import MixedLinear
 from kerneldna.layers.child import ChildLinear
+from kerneldna.layers.dynamic import DynamicLayer
+from kerneldna.layers.plain import layer_inside
 from kerneldna.network import surgery
 from kerneldna.network.survey import is_channels_last
 
 POSITIONS = ("pool", "flatten")
+_INSIDE = {("before", "gate"): "before", ("basis", "mix"): "mix"}
 
 
 @torch.no_grad()
@@ -27,7 +31,7 @@ def features_of(
         layers: Names of modules; of one that runs more than once, the first output.
         x: Images, `(B, C, H, W)`.
         positions: "pool" takes the mean over each map, so that features are channels; "flatten" every value of a map. Maps are
-            `(B, C, H, W)`, or `(B, ..., C)` out of a Linear or nn.LayerNorm.
+            `(B, C, H, W)`, or `(B, ..., C)` out of a Linear or LayerNorm, and of what a method put in its place.
 
     Raises:
         ValueError: If a layer is unknown, does not run, or does not give a tensor.
@@ -62,9 +66,19 @@ def features_of(
 def _rows(module: nn.Module, output: Tensor, positions: str) -> Tensor:
     if positions == "flatten" or output.ndim == 2:
         return output.flatten(1).clone()
-    last = isinstance(module, ChildLinear) or is_channels_last(module)
-    dimensions = range(1, output.ndim - 1) if last else range(2, output.ndim)
+    dimensions = range(1, output.ndim - 1) if _is_last(module) else range(2, output.ndim)
     return output.mean(tuple(dimensions), dtype=torch.float64)
+
+
+def _is_last(module: nn.Module) -> bool:
+    """Whether maps come out of a module with their channels last."""
+    if isinstance(module, DynamicLayer):
+        return module.channels_last
+    # what a layer became that was given a gate, behind it or in front, or was fused to two
+    inside = layer_inside(module) or _INSIDE.get(tuple(name for name, _ in module.named_children()))
+    if inside and isinstance(module, nn.Sequential):
+        return _is_last(module.get_submodule(inside))
+    return isinstance(module, (ChildLinear, MixedLinear)) or is_channels_last(module)
 
 
 def _what(output: Any) -> str:

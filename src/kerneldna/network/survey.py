@@ -210,8 +210,13 @@ def out_channels_of(layer: nn.Module) -> int:
 
 
 def is_channels_last(layer: nn.Module) -> bool:
-    """Whether maps come out of `layer` as `(B, H, W, C)`: a Linear, or torch's own LayerNorm."""
-    return isinstance(layer, nn.Linear) or type(layer) is nn.LayerNorm
+    """Whether maps come out of `layer` as `(B, H, W, C)`: a Linear, or a LayerNorm over channels, of torch or of timm."""
+    if not isinstance(layer, nn.LayerNorm):
+        return isinstance(layer, nn.Linear)
+    kinds = type(layer).__mro__
+    known = type(layer).__module__.partition(".")[0] in ("torch", "timm")
+    # timm's LayerNorm2d and its like take (B, C, H, W), as a LayerNorm over (C, H, W) does
+    return known and len(layer.normalized_shape) == 1 and not any("2d" in kind.__name__ for kind in kinds)
 
 
 def _blocks(
