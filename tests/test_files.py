@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 import kerneldna.files
-from kerneldna.files import atomic, atomic_with_others, clear_parts, to_json, write_json, write_text
+from kerneldna.files import (
+    atomic,
+    atomic_with_others,
+    check_folder_to_write,
+    clear_parts,
+    to_json,
+    write_json,
+    write_text,
+)
 
 
 def test_atomic_moves_the_file_into_place_at_the_end(tmp_path: Path):
@@ -158,6 +166,19 @@ def test_a_name_as_long_as_file_systems_allow(tmp_path: Path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="resource limits are POSIX's")
+def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_made(tmp_path: Path):
+    with pytest.raises(IsADirectoryError) as caught, atomic(tmp_path):
+        pytest.fail("the block ran")
+    assert caught.value.filename == str(tmp_path)
+    assert not list(tmp_path.parent.glob(".*.part"))
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/inside/it"):
+        with pytest.raises(NotADirectoryError) as found:
+            check_folder_to_write(tmp_path / folder)
+        assert found.value.filename == str(tmp_path / "file")
+    check_folder_to_write(tmp_path / "new" / "one")
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
     import resource
 

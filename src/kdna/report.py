@@ -39,6 +39,7 @@ def report(
     from dataclasses import replace
 
     from kerneldna import checkpoint
+    from kerneldna.files import check_file_to_write
     from kerneldna.progress import bar
     from kerneldna.report import summary
     from kerneldna.report.against import held_against_original
@@ -47,6 +48,7 @@ def report(
 
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}; each network must be timed once or more, or give --no-time")
+    check_file_to_write(out)
     # the library logs for every network that it was fused
     logging.getLogger("kerneldna").setLevel(logging.WARNING)
     rows = _rows(runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -29,8 +30,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     Yields:
         The temporary path to write to. It is removed if the block raises.
+
+    Raises:
+        IsADirectoryError: If `path` is a folder, before anything is written.
     """
     path = Path(path)
+    check_file_to_write(path)
     handle, name = tempfile.mkstemp(**_beside(path))
     os.close(handle)
     part = Path(name)
@@ -64,6 +69,27 @@ def atomic_with_others(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_file_to_write(path: str | Path) -> None:
+    """Check that a file can have this path: before the hours of making what it is to hold, not after.
+
+    Raises:
+        IsADirectoryError: If it is a folder.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def check_folder_to_write(path: str | Path) -> None:
+    """Check the same of a folder, which is made where it is missing.
+
+    Raises:
+        NotADirectoryError: If it, or what it is to lie in, is something else.
+    """
+    for part in (Path(path), *Path(path).parents):
+        if part.exists() and not part.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(part))
 
 
 def clear_parts(folder: Path, *, of: str | None = None) -> None:

@@ -238,6 +238,8 @@ def test_a_network_without_facts_is_refused(tmp_path, photos, run):
     assert "does not say what images become before it sees them" in refused
     nowhere = partial(predict, OpenedRun(run).network(), folder=tmp_path / "out")
     (tmp_path / "bad.png").write_text("no image")
+    given = call("predict", run, photos / "val/red", "--out", tmp_path / "bad.png", code=1)
+    assert "bad.png': not a directory; give a folder" in given.stderr.replace("\n", "")
     with pytest.raises(ValueError, match="none of the images can be read"):
         nowhere([tmp_path / "bad.png"])
     with pytest.raises(ValueError, match=r"metadata label_names are damaged \(expected a list\)"):

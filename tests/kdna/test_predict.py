@@ -14,6 +14,7 @@ import command_line
 import kerneldna as kd
 from command_line import last_line
 from kerneldna.detection.prediction import detect, find_images, predict, read_image
+from kerneldna.training.evaluate import evaluate
 
 EXIF_ORIENTATION = 0x0112
 call = partial(command_line.call, "predict")
@@ -126,6 +127,14 @@ def test_images_of_one_name_get_a_drawing_each(detector, noise, tmp_path):
     assert names == ["a.png", "a-2.png", "a-3.png", "A-4.png", "a.jpg"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, "predictions.json"}
     assert done.images == 5
+
+
+def test_a_file_in_the_place_of_a_folder(run, detector, photos, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(NotADirectoryError):
+        predict(detector, [photos], tmp_path / "out")
+    with pytest.raises(NotADirectoryError):
+        evaluate(run, detections=tmp_path / "out")
 
 
 def test_a_file_named_twice_is_taken_once(photos):

@@ -110,3 +110,6 @@ def test_errors(runs, tmp_path):
         assert message in result.stderr.replace("\n", " ")
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "page.html").exists()
+    refused = call("report", runs / "plain", "--out", tmp_path, "--no-progress", code=1)
+    assert f"'{tmp_path}': is a directory; give a file" in refused.stderr.replace("\n", "")
+    assert "Open" not in refused.stdout

@@ -26,7 +26,7 @@ from kerneldna.data.images import UnreadableImageError, read_image
 from kerneldna.data.listing import find_images
 from kerneldna.detection.detectors import class_names, foreground
 from kerneldna.figures.detections import check_threshold, draw_detections
-from kerneldna.files import atomic, write_json
+from kerneldna.files import atomic, check_folder_to_write, write_json
 from kerneldna.network.surgery import device_of
 from kerneldna.progress import bar
 
@@ -79,10 +79,12 @@ def predict(
         ValueError: If `detector` is none, the threshold is not in 0-1, there is no such device, `folder` is one that the images
             come from, or no image could be read.
         FileNotFoundError: If a file is missing, or there is no image at all.
+        NotADirectoryError: If `folder` is a file.
     """
     classes = class_names(detector)
     check_threshold(threshold)
     files, folder = find_images(images), Path(folder)
+    check_folder_to_write(folder)
     if source := next((file for file in files if file.parent.resolve() == folder.resolve()), None):
         raise ValueError(
             f"'{source}' is in '{folder}', where its drawing would replace it; give another folder for the drawings"

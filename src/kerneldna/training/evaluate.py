@@ -24,6 +24,7 @@ from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.data.transforms import evaluation
 from kerneldna.deploy.inside import of_normalised
 from kerneldna.deploy.opened_file import of_any_batch
+from kerneldna.files import check_folder_to_write
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.lightning_setup import make_trainer, quiet
@@ -65,8 +66,11 @@ def evaluate(
         FileNotFoundError: If the folder holds no run.
         ValueError: If a network is given without a recipe, `detections` for a task that has none, or images of classes that the
             network does not know.
+        NotADirectoryError: If `detections` is a file.
         RuntimeError: If a figure is not a finite number.
     """
+    if detections is not None:
+        check_folder_to_write(detections)
     if callable(run_dir_or_model):
         model = run_dir_or_model
         if recipe is None:

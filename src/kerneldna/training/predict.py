@@ -28,7 +28,7 @@ from kerneldna.data.listing import find_images
 from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
 from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.figures.contact_sheet import Entry, contact_sheet
-from kerneldna.files import atomic, write_json
+from kerneldna.files import atomic, check_folder_to_write, write_json
 from kerneldna.network.surgery import device_of
 from kerneldna.progress import bar
 
@@ -109,9 +109,11 @@ def predict(
         ValueError: If the network does not say what images become before it sees them, there is no such device, or no image
             could be read.
         FileNotFoundError: If a file is missing, or there is no image at all.
+        NotADirectoryError: If `folder` is a file.
     """
     how = _preprocessing(network)
     files, folder = find_images(images), Path(folder)
+    check_folder_to_write(folder)
     run = _runner(network, device)
     names = classes_of(network)
     photos: list[Photo] = []
