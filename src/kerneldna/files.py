@@ -58,8 +58,12 @@ def atomic_with_others(path: str | Path) -> Iterator[Path]:
 
     Yields:
         The name to write to, in a temporary folder beside `path`. It is removed if the block raises.
+
+    Raises:
+        IsADirectoryError: If `path` is a folder, before anything is written.
     """
     path = Path(path)
+    check_file_to_write(path)
     folder = Path(tempfile.mkdtemp(**_beside(path)))
     try:
         yield folder / path.name
