@@ -50,9 +50,9 @@ def write(tmp_path, network):
 
 @pytest.mark.parametrize("missing", ["result.json", f"model/{WEIGHTS}"])
 def test_a_run_that_is_not_finished(write, missing):
-    path = write("run").path
+    path = write("a run").path  # by a recipe of any name and with any changes: the folder alone knows it
     (path / missing).unlink()
-    remedy = re.escape(f"go on with it: kdna train resnet18-kerneldna-digits --run {path} --resume")
+    remedy = re.escape(f"go on with it: kdna train --resume '{path}'")
     with pytest.raises(FileNotFoundError, match=rf"the run in '{path}' is not finished: .*{remedy}"):
         open_finished(path)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,12 +47,12 @@ def open_finished(path: str | Path) -> RunFolder:
         FileNotFoundError: If there is no run, or it is not finished.
     """
     folder = RunFolder(path)
-    recipe = folder.recipe()
+    folder.recipe()  # says where there is no run
     needed = (folder.result_file, folder.model_dir / WEIGHTS)
     if missing := [file.name for file in needed if not file.is_file()]:
         raise FileNotFoundError(
             f"the run in '{path}' is not finished: it has no {missing[0]}; go on with it: "
-            f"kdna train {recipe.name} --run {path} --resume"
+            f"kdna train --resume {shlex.quote(str(path))}"
         )
     return folder
 
