@@ -150,6 +150,28 @@ def test_a_run_whose_images_were_moved_goes_on(tmp_path, recipe_of):
     assert RunFolder(run).recipe() == recipe_of(new)
 
 
+def test_a_recipe_that_was_changed_in_the_run_folder_is_refused(tmp_path, recipe_of):
+    """Where it would pass for what the whole run was trained by."""
+    own = recipe_of(tmp_path / "data")
+    train(own, run_dir=tmp_path / "run", progress=False)
+    file = RunFolder(tmp_path / "run").recipe_file
+    before = file.read_text()
+    file.write_text(before.replace("epochs: 1\n", "epochs: 3\n").replace("workers: 0", "workers: 1"))
+    message = r"was trained by another recipe so far: schedule.epochs \(run: 1, given: 3\); give it again, also in its recipe.yaml"
+    with pytest.raises(ValueError, match=message):
+        train(RunFolder(tmp_path / "run").recipe(), run_dir=tmp_path / "run", resume=True, progress=False)
+    file.write_text(before)
+    train(own, run_dir=tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_recipe_that_has_keys_of_another_version_is_not_compared(noted, recipe_of, tmp_path):
+    own = recipe_of(tmp_path / "data")
+    content = torch.load(noted, weights_only=True)
+    for recipe in ({"gone": 1}, None):
+        content["RunImages"]["recipe"] = recipe
+        continued(made(), checkpoint(tmp_path, content), recipe=own)
+
+
 def test_a_class_folder_that_is_renamed_while_a_run_is_stopped(tmp_path, recipe_of):
     recipe = recipe_of(tmp_path / "data")
     train(recipe, run_dir=tmp_path / "run", progress=False)

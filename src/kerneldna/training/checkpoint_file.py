@@ -49,6 +49,7 @@ class _Position:
     position: tuple[Count, Count]
     bad_images: Count
     origin: Origin | None = None  # 0.1.0 noted none
+    recipe: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a run was begun with: its data, and the versions and threads it ran on. Noted in last.ckpt, compared when it goes on.
 
-Other data under the same name are refused; classes in another order are numbered as the run numbers them. Other versions, and
-another number of threads, change sums in their last bits: the run goes on with a warning.
+Other data under the same name are refused, and a recipe that was changed in the run folder; classes in another order are numbered
+as the run numbers them. Other versions, and another number of threads, change sums in their last bits: the run goes on with a
+warning.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from kerneldna.data.classes import listed
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.fingerprint import differences, fingerprint
 from kerneldna.reading.typed import typed
+from kerneldna.recipes.specs import Recipe
 from kerneldna.training.checkpoint_file import Origin, damaged, read_plain
+from kerneldna.training.run_folder import recipe_changes
 
 log = logging.getLogger(__name__)
 
+# where networks lie, which may have been moved: the checkpoint has the weights that the run started from
+_PLACES = ("model.weights", "detection.weights", "distill.student", "distill.teacher")
 _PACKAGES = ("torch", "torchvision", "timm", "kerneldna")
 
 
@@ -31,18 +37,24 @@ def origin_of(data: ImageData) -> dict[str, Any]:
     return {"data": noted, **_machine()}
 
 
-def continued(data: ImageData, checkpoint: Path, *, moved: bool = False) -> ImageData:
+def continued(
+    data: ImageData, checkpoint: Path, *, recipe: Recipe | None = None, moved: bool = False
+) -> ImageData:
     """Return the data of a run that goes on, its classes numbered as the run does; warn of other versions.
 
     Args:
         data: What the run's recipe names now.
         checkpoint: The last.ckpt of the run.
+        recipe: What the run is to go on by; None where that is not to be checked.
         moved: Whether they lie elsewhere than when the run was begun.
 
     Raises:
-        ValueError: If the data are not those that the run was begun with, or the checkpoint is damaged.
+        ValueError: If the data or the recipe are not those that the run was begun with, or the checkpoint is damaged.
     """
-    noted = _noted(checkpoint)
+    found = _noted(checkpoint)
+    noted = found.get("origin")
+    if recipe is not None:
+        _check_recipe(found.get("recipe"), recipe, checkpoint)
     if noted is None and moved:
         raise ValueError(
             f"'{checkpoint}' does not say which data its run was begun with, as an earlier version wrote it, so they cannot be "
@@ -70,14 +82,30 @@ def continued(data: ImageData, checkpoint: Path, *, moved: bool = False) -> Imag
     return data
 
 
-def _noted(checkpoint: Path) -> dict[str, Any] | None:
+def _check_recipe(noted: Mapping[str, Any] | None, recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse a recipe.yaml that was changed by hand: the epochs that are done were trained by another."""
+    if noted is None:
+        return
+    try:
+        before = Recipe.model_validate(noted)
+    except ValidationError:  # an earlier version had keys that this one has not
+        return
+    if changes := recipe_changes(before, recipe, but=_PLACES):
+        raise ValueError(
+            f"the run in '{checkpoint.parent}' was trained by another recipe so far: {changes}; give it again, also in its "
+            "recipe.yaml, or another run_dir= for a new run"
+        )
+
+
+def _noted(checkpoint: Path) -> Mapping[str, Any]:
     content = read_plain(checkpoint)
     try:
         images = typed(content.get("RunImages"), Mapping[str, Any], "RunImages")
         typed(images.get("origin"), Origin | None, "RunImages.origin")
+        typed(images.get("recipe"), Mapping[str, Any] | None, "RunImages.recipe")
     except ValueError as error:
         raise damaged(checkpoint, str(error)) from error
-    return images.get("origin")
+    return images
 
 
 def _machine() -> dict[str, Any]:

@@ -119,7 +119,13 @@ class RunImages(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, the count of bad images, and what the run was begun with."""
-        return {"position": self.position, "bad_images": self.bad_images, "origin": self._origin}
+        recipe = self._recipe.model_dump(mode="json")
+        return {
+            "position": self.position,
+            "bad_images": self.bad_images,
+            "origin": self._origin,
+            "recipe": recipe,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,22 @@ OWN_NETWORKS = ("compressed", "teacher")  # folders that a compression leaves be
 
 # What a run may change when it goes on, as its weights do not depend on it.
 _FREE = {"data.workers", "data.timeout"}
+
+
+def recipe_changes(stored: Recipe, given: Recipe, *, but: Collection[str] = ()) -> str:
+    """Return in words how the recipe of a run that is to go on differs from its own, "" where its weights would not differ.
+
+    Where the images lie is none of it: `kerneldna.training.origin` compares the images.
+
+    Args:
+        stored: The run's own.
+        given: What it is to go on by.
+        but: Further keys that may differ, dotted.
+    """
+    before, now = weights_depend_on(stored), weights_depend_on(given)
+    keys = sorted((before.keys() | now.keys()) - {"data.source", *but})
+    changed = [key for key in keys if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} (run: {before.get(key)!r}, given: {now.get(key)!r})" for key in changed)
 
 
 def weights_depend_on(recipe: Recipe) -> dict[str, Any]:
@@ -209,13 +225,7 @@ class RunFolder:
             return typed(result.get(name), float | None, name)
 
     def _check_same(self, recipe: Recipe) -> None:
-        stored, given = weights_depend_on(self.recipe()), weights_depend_on(recipe)
-        keys = sorted((stored.keys() | given.keys()) - {"data.source"})
-        changed = [key for key in keys if stored.get(key) != given.get(key)]
-        if changed:
-            listed = ", ".join(
-                f"{key} (run: {stored.get(key)!r}, given: {given.get(key)!r})" for key in changed
-            )
+        if listed := recipe_changes(self.recipe(), recipe):
             raise ValueError(
                 f"the run in '{self.path}' has another recipe: {listed}; "
                 f"give the recipe of the run, or another run_dir= for a new run"

@@ -97,7 +97,7 @@ def train(
             folder.start(recipe, resume=resume)
         last = folder.checkpoint_file if resume and folder.checkpoint_file.exists() else None
         if last is not None:
-            data = continued(data, last, moved=folder.data_moved(recipe))
+            data = continued(data, last, recipe=recipe, moved=folder.data_moved(recipe))
             if trainer.is_global_zero:
                 folder.note_data(recipe)
         changed: dict[str, Any] = {}
