@@ -165,3 +165,17 @@ def test_two_parameters_are_not_loaded_into_one(tmp_path):
     kd.save(layers(tied=True), tmp_path / "one")
     for folder in ("equal", "one"):
         kd.load(tmp_path / folder, model=layers(tied=True))
+
+
+def test_weights_and_config_change_together(tmp_path, monkeypatch):
+    x = torch.randn(1, 3, 8, 8)
+    kd.save(old := nn.Conv2d(3, 4, 3), tmp_path)
+
+    def stopped(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("kerneldna.checkpoint.saving.to_json", stopped)
+    with pytest.raises(OSError, match="disk is full"):
+        kd.save(nn.Conv2d(3, 4, 3), tmp_path)
+    assert torch.equal(kd.load(tmp_path, model=nn.Conv2d(3, 4, 3))(x), old(x))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]

@@ -67,8 +67,10 @@ def atomic_with_others(path: str | Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(**_beside(path)))
     try:
         yield folder / path.name
-        for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
+        parts = sorted(folder.iterdir(), key=lambda part: part.name == path.name)
+        for part in parts:
             _sync(part)
+        for part in parts:
             part.replace(path.parent / part.name)
         _sync(path.parent)
     finally:

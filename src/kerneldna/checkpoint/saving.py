@@ -17,7 +17,7 @@ from kerneldna.checkpoint.building import built_on_meta
 from kerneldna.checkpoint.folder import CONFIG, FORMAT, WEIGHTS, Config
 from kerneldna.conversion.convert import network_of, plan_of, state_of
 from kerneldna.detection.settings import settings_of
-from kerneldna.files import atomic, write_json
+from kerneldna.files import atomic_with_others, to_json
 from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network.computed import first_in_words
 from kerneldna.network.likeness import differences
@@ -31,7 +31,7 @@ from kerneldna.reading.typed import typed
 def save(
     model: nn.Module, folder: str | Path, *, by_name: bool = True, allow_nonfinite: bool = False
 ) -> Path:
-    """Save `model` to a folder, each file whole or not at all.
+    """Save `model` to a folder, both files whole or not at all.
 
     What `create_model` made is built again first, without memory, and compared: what `save` returns from, `load` opens. Of changes
     made to it since, a new classifier is noted (timm's `reset_classifier`, or another Linear in its place); others are refused.
@@ -62,12 +62,13 @@ def save(
     noted = _noted(model, given, by_name=by_name)
     own = checksum_of_data(noted)
     try:
-        with atomic(folder / WEIGHTS) as part:
-            save_file(dict(given.tensors), part, metadata={"format": "pt"})
+        with atomic_with_others(folder / CONFIG) as config:
+            weights = config.with_name(WEIGHTS)
+            save_file(dict(given.tensors), weights, metadata={"format": "pt"})
+            checksums = {"config": own, "weights": checksum_of_file(weights)}
+            config.write_text(to_json({**noted, "checksums": checksums}, indent=2) + "\n", encoding="utf-8")
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"the weights cannot be stored: {said(error)}") from error
-    checksums = {"config": own, "weights": checksum_of_file(folder / WEIGHTS)}
-    write_json(folder / CONFIG, {**noted, "checksums": checksums})
     return folder
 
 
