@@ -210,3 +210,36 @@ def test_what_is_frozen_stays_frozen(method):
         "fc.weight",
         "fc.bias",
     }
+
+
+def writing(net: Net, x: Tensor) -> Tensor:
+    x -= 0.5
+    return logits(net, x)
+
+
+USES = {
+    "fuse": lambda net, x, path: kd.fuse_(net, mode="throughput", calibrate=x, probe=x, progress=False),
+    "norms": lambda net, x, path: kd.fuse_(
+        net, mode="throughput", calibrate=x, recalibrate_norms=True, progress=False, probe=X.clone()
+    ),
+    "export": lambda net, x, path: kd.export(net, path / "a.pt2", runtime="torch_export", images=x),
+    "int8": lambda net, x, path: kd.export(
+        net, path / "a.onnx", images=x, storage="int8", calibrate=x, progress=False
+    ),
+    "speed_up": lambda net, x, path: kd.speed_up(net, x, compile=False, rounds=1, progress=False),
+    "describe": lambda net, x, path: kd.describe(net, example_inputs=x),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@torch.no_grad()
+def test_a_network_that_writes_over_its_input_is_given_copies(use, tmp_path):
+    pytest.importorskip("onnxruntime")
+    method = kd.KernelDNA(patterns={"stage": "S-F-S"}, norm="none")
+    net, x = kd.convert_(made(writing), method, input_size=(3, 16, 16)).eval(), X.clone()
+    # that runs on numbers alone, and so on the images themselves
+    branching = made(lambda net, x: writing(net, x) if x.sum() < 1e9 else x)
+    use(net, x, tmp_path)
+    assert torch.equal(x, X)
+    kd.describe(branching, example_inputs=x)
+    assert torch.equal(x, X)

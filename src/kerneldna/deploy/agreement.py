@@ -31,7 +31,7 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
         exact.enter_context(torch.autocast(x.device.type, enabled=False))
         if x.is_cuda:
             exact.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        return tensors_in(model(x))
+        return tensors_in(model(x.clone()))  # a network may write over what it is given
 
 
 def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -155,7 +155,7 @@ def file_is_rounding(
             log.info("%s does not run in float64: %s", type(model).__name__, said(error))
             return False
         own = relative_difference(exact, [leaf.cpu() for leaf in outputs(model, part)])
-        errors.append((relative_difference(exact, tensors_in(run(part.cpu()))), own))
+        errors.append((relative_difference(exact, tensors_in(run(part.to("cpu", copy=True)))), own))
         if not errors[-1][0] <= NOISE * own:
             return False
     log.warning(

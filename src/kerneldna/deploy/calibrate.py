@@ -219,7 +219,7 @@ def batches(
     said: str = "calibration data gave",
     pixels: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield the images of `data` batch by batch, on the network's device and of its dtype.
+    """Yield copies of the images of `data` batch by batch, on the network's device and of its dtype.
 
     Args:
         model: The network that they are for.
@@ -235,4 +235,4 @@ def batches(
     like = next(model.parameters())
     for batch in bar([data] if isinstance(data, Tensor) else data, text=text, on=progress):
         x = images_of(batch, said=said, pixels=pixels)
-        yield x.to(like.device, like.dtype)
+        yield x.to(like.device, like.dtype, copy=True)  # a network may write over what it is given

@@ -238,7 +238,7 @@ def _difference(
     worst = []
     for count in batches:
         expected = [leaf.cpu() for leaf in outputs(model, images[:count])]
-        found = tensors_in(run(images[:count].cpu()))
+        found = tensors_in(run(images[:count].to("cpu", copy=True)))
         worst.append(relative_difference(expected, found))
         shapes = [[tuple(leaf.shape) for leaf in leaves] for leaves in (found, expected)]
         if shapes[0] != shapes[1]:

@@ -83,7 +83,7 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
         if isinstance(module, (nn.Conv2d, *_NORMS)):
             watch.follow(name, module)
     with torch.no_grad(), watch:
-        leaves = tensors_in(runs(x.to(next(runs.parameters(), x).device)))
+        leaves = tensors_in(runs(x.to(next(runs.parameters(), x).device, copy=True)))
     outputs = {id(leaf) for leaf in (*leaves, *surgery.plain_tensors(runs))}
     held = held_past_torch(model)
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))

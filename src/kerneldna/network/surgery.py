@@ -191,9 +191,9 @@ def probe(model: nn.Module, input_size: InputSize, *, batch: int = 1) -> Tensor:
 
 
 def _call(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an example as positional and named arguments, on the network's device."""
+    """Return a copy of an example as positional and named arguments, on the network's device."""
     device = next(model.parameters(), torch.empty(0)).device
-    placed = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
+    placed = tree_map(lambda leaf: leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf, example)
     if isinstance(placed, Mapping):
         return (), dict(placed)
     return (tuple(placed), {}) if isinstance(placed, (tuple, list)) else ((placed,), {})
