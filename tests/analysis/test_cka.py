@@ -108,6 +108,25 @@ def test_what_the_note_says_of_unrelated_kernels_is_so():
     assert unbiased.values[0][1] == pytest.approx(linear_cka(x, y, unbiased=True), rel=1e-9)
 
 
+def test_layers_of_a_shared_basis_have_kernels_and_those_made_for_each_image_have_none():
+    small = {"num_classes": 4, "width": 0.125, "stem": "small"}
+    plain, shared, dynamic, gated = (
+        kd.create_model("resnet18", method=method, **small).eval()
+        for method in (None, "sharedbasis", "odconv", "cgc")
+    )
+    assert kernel_cka(shared, plain).rows == kernel_cka(plain).rows
+    some = kernel_cka(dynamic, plain)
+    assert some.rows == ("conv1",)
+    assert "samples; 16 layers that make a kernel for each image are left out; where" in some.note
+    with pytest.raises(
+        ValueError, match="all 17 dense layers of this ResNet make a kernel for each image.*by feature_cka"
+    ):
+        kernel_cka(gated)
+    images = torch.randn(4, 3, 32, 32)
+    for net in (shared, dynamic, gated):
+        assert feature_cka(net, images, plain).rows == kernel_cka(plain).rows
+
+
 def test_kernels_of_too_few_filters_or_all_alike_are_blank():
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 1, 3), nn.Conv2d(1, 8, 3))
     nn.init.constant_(net[2].weight, 0.3)

@@ -65,6 +65,18 @@ def test_grouped_and_depthwise_children():
     assert convolutions_of(model, ("pointwise",), (8, 6, 6)) == ("0", "1")
 
 
+@pytest.mark.parametrize("method", ["condconv", "dcd", "kernelwarehouse", "sharedbasis", "se"])
+def test_layers_of_methods_count_as_what_they_replaced(method):
+    plain, made = (
+        kd.create_model("resnet18", method=each, num_classes=4, width=0.125, stem="small")
+        for each in (None, method)
+    )
+    for kinds in (("dense",), ("pointwise",)):
+        found, expected = (convolutions_of(model, kinds, (3, 32, 32)) for model in (made, plain))
+        # CondConv puts a block inside another
+        assert tuple(place.replace(".block.", ".") for place in found) == expected
+
+
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [

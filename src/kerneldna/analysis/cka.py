@@ -29,6 +29,7 @@ from kerneldna.analysis.hsic import (
 )
 from kerneldna.conversion.convert import input_size_of
 from kerneldna.deploy.calibrate import Batches, batches
+from kerneldna.layers.dynamic import DynamicLayer
 from kerneldna.network import surgery
 from kerneldna.network.convolutions import convolutions_of
 from kerneldna.network.surgery import InputSize
@@ -77,7 +78,8 @@ def kernel_cka(
     A kernel is taken as `(C_out, C_in/groups * k * k)`, its filters the samples. Two things to know of such figures: filters
     have no order, so between networks that started apart only chance makes kernels alike; and a 3x3 kernel has far more columns
     than filters, so that the plain estimate is up to 0.9 for unrelated random kernels, as the note then says;
-    `unbiased` takes that out. A fused network's kernels hold its BatchNorms.
+    `unbiased` takes that out. A fused network's kernels hold its BatchNorms. Layers that make a kernel for each image are left
+    out, as the note says: compare their outputs by `feature_cka`.
 
     Args:
         model: Any convolutional network: plain, converted or fused.
@@ -90,7 +92,8 @@ def kernel_cka(
         input_size: `(C, H, W)` of one image, to find the order in which layers run; by default what each network says.
 
     Raises:
-        ValueError: If an argument is not one of its choices, a network has no such layer, or does not run on such an image.
+        ValueError: If an argument is not one of its choices, a network has no such layer or none with a kernel that is the same for
+            all images, or does not run on such an image.
         RuntimeError: If a kernel is not finite; the message names it.
 
     Example:
@@ -98,8 +101,8 @@ def kernel_cka(
     """
     if across not in ACROSS:
         raise ValueError(suggest("across", across, ACROSS))
-    rows = _kernels(model, kinds, input_size)
-    columns = rows if other is None else _kernels(other, kinds, input_size)
+    rows, without = _kernels(model, kinds, input_size)
+    columns, others = (rows, 0) if other is None else _kernels(other, kinds, input_size)
     left = {name: kernel @ kernel.T for name, kernel in rows.items()}
     right = left if other is None else {name: kernel @ kernel.T for name, kernel in columns.items()}
     values = dict.fromkeys(product(left, right), nan)
@@ -117,7 +120,7 @@ def kernel_cka(
         columns=tuple(columns),
         values=tuple(tuple(values[a, b] for b in columns) for a in rows),
         of="kernels",
-        note=_kernel_note(rows, columns, across=across, unbiased=unbiased),
+        note=_kernel_note(rows, columns, across=across, unbiased=unbiased, without=without + others),
     )
 
 
@@ -192,15 +195,24 @@ def feature_cka(
     return Similarity(rows, columns, table, of="features", note=f"{what}; {how}")
 
 
-def _kernels(model: nn.Module, kinds: Sequence[str], input_size: InputSize | None) -> dict[str, Tensor]:
-    """Return the kernels in effect, `(C_out, columns)`, in float64."""
+def _kernels(
+    model: nn.Module, kinds: Sequence[str], input_size: InputSize | None
+) -> tuple[dict[str, Tensor], int]:
+    """Return the kernels in effect, `(C_out, columns)`, in float64, and how many layers have none but make one for each image."""
+    names = convolutions_of(model, kinds, input_size or input_size_of(model))
+    fixed = [name for name in names if not isinstance(surgery.get(model, name), DynamicLayer)]
+    if not fixed:
+        raise ValueError(
+            f"all {len(names)} {' and '.join(kinds)} layers of this {type(model).__name__} make a kernel for each image, so there "
+            "is none to compare; compare their outputs by feature_cka"
+        )
     found = {}
-    for name in convolutions_of(model, kinds, input_size or input_size_of(model)):
+    for name in fixed:
         weight: Any = surgery.get(model, name).weight
         if not weight.isfinite().all():
             raise RuntimeError(f"the kernel of layer {name!r} is not finite; check the network")
         found[name] = weight.detach().double().flatten(1).cpu()
-    return found
+    return found, len(names) - len(fixed)
 
 
 def _at_width(
@@ -236,9 +248,11 @@ def _interpolated(gram: Tensor, filters: int) -> Tensor:
 
 
 def _kernel_note(
-    rows: Mapping[str, Tensor], columns: Mapping[str, Tensor], *, across: str, unbiased: bool
+    rows: Mapping[str, Tensor], columns: Mapping[str, Tensor], *, across: str, unbiased: bool, without: int
 ) -> str:
     parts = ["a kernel's filters are the samples"]
+    if without:
+        parts.append(f"{without} layers that make a kernel for each image are left out")
     if len({len(kernel) for kernel in (*rows.values(), *columns.values())}) > 1:
         parts.append(
             "where two kernels differ in filters, the one of fewer is interpolated along them"

@@ -1,4 +1,4 @@
-"""The convolutions of any network by kind, children among them, in the order they run."""
+"""The convolutions of any network by kind, those that a method put there among them, in the order they run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from kerneldna.layers.basis import MixedConv2d, MixedLinear
 from kerneldna.layers.child import ChildConv2d, ChildLinear
+from kerneldna.layers.dynamic import DynamicLayer
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, kind_of
 from kerneldna.network.surgery import InputSize
@@ -19,8 +21,8 @@ KINDS = ("dense", "pointwise", "depthwise", "grouped")
 def convolutions_of(model: nn.Module, kinds: Sequence[str], input_size: InputSize) -> tuple[str, ...]:
     """Return the names of a network's convolutions of some kinds, in execution order.
 
-    Children count as what they replaced, a Linear on channels-last maps as pointwise. 1x1 layers that see one pixel, as in gates,
-    are left out.
+    Children and the layers of other methods count as what they replaced, a Linear on channels-last maps as pointwise. 1x1 layers
+    that see one pixel, as in gates, are left out, and so is what a layer consists of.
 
     Args:
         model: Any network: plain, converted or fused.
@@ -38,6 +40,8 @@ def convolutions_of(model: nn.Module, kinds: Sequence[str], input_size: InputSiz
     for call in surgery.trace(surgery.skeleton(model), input_size).calls:
         kind = _kind(modules[call.name], call.input)
         if kind and not (kind == "pointwise" and is_pixel(call.input)):
+            # its parts ran before it
+            found = {name: of for name, of in found.items() if not name.startswith(f"{call.name}.")}
             found[call.name] = kind
     names = tuple(name for name, kind in found.items() if kind in kinds)
     if not names:
@@ -51,9 +55,11 @@ def convolutions_of(model: nn.Module, kinds: Sequence[str], input_size: InputSiz
 
 
 def _kind(module: nn.Module, shape: tuple[int, ...]) -> str | None:
-    if isinstance(module, ChildLinear):
+    if isinstance(module, (ChildLinear, MixedLinear)) or (
+        isinstance(module, DynamicLayer) and module.channels_last
+    ):
         return "pointwise"
-    if isinstance(module, ChildConv2d):
+    if isinstance(module, (ChildConv2d, MixedConv2d, DynamicLayer)):
         if module.groups == 1:
             return "pointwise" if module.kernel_size == (1, 1) else "dense"
         return "depthwise" if module.groups == module.in_channels else "grouped"
