@@ -17,7 +17,7 @@ from kerneldna.network import surgery
 from kerneldna.network.survey import is_channels_last
 
 POSITIONS = ("pool", "flatten")
-_INSIDE = {("before", "gate"): "before", ("basis", "mix"): "mix"}
+_INSIDE: dict[tuple[str, ...], str] = {("before", "gate"): "before", ("basis", "mix"): "mix"}
 
 
 @torch.no_grad()
