@@ -137,3 +137,12 @@ def test_layers_with_a_forward_of_their_own_are_skipped_and_said_so():
     plan = kd.plan(model, kd.KernelDNA(eligible="depthwise", channel=False))
     assert any("Conv2dSame has a forward of its own" in skip.reason for skip in plan.skipped)
     assert "skipped" in str(plan)
+
+
+@pytest.mark.parametrize("name", ["conv22", "layer4.0.conv2"])
+def test_a_reduction_of_no_layer_is_refused(name):
+    model = kd.create_model("resnet18", num_classes=4, width=0.125)
+    with pytest.raises(
+        ValueError, match=f"unknown name in reduction '{name}'; did you mean .*conv1 for layer1.0.conv1"
+    ):
+        kd.plan(model, kd.KernelDNA(reduction={"conv1": 8, name: 16}))

@@ -17,6 +17,7 @@ from kerneldna.layers.dynamic import ConvOrLinear
 from kerneldna.layers.lookahead import stage_gates
 from kerneldna.layers.standardised import STANDARDISED, ChildStdConv2d
 from kerneldna.network import surgery, survey
+from kerneldna.registry import suggest
 
 AUTO = "auto"
 _PUBLISHED = 4  # the paper's reduction
@@ -39,6 +40,19 @@ class Adapters:
     norm: str
     drop_rate: float
     modulation: Mapping[str, Any]
+
+    def check(self, model: nn.Module) -> None:
+        """Check that the reductions are of layers that a network has.
+
+        Raises:
+            ValueError: If one is not; the message says what comes near.
+        """
+        known = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
+        for part in self.reduction if isinstance(self.reduction, Mapping) else ():
+            if part not in known:
+                raise ValueError(
+                    f"{suggest('name in reduction', part, known)}; write the last part of a layer's name, conv1 for layer1.0.conv1"
+                )
 
     def child(
         self,

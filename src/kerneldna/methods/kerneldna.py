@@ -147,6 +147,7 @@ class KernelDNA:
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Lay the patterns on the network's stages and find every child its parent."""
+        self._adapters.check(skeleton)
         scope = {**self._out_of_scope(skeleton), **traced.irreplaceable}
         choose = partial(self._choose, skeleton, traced)
         laid, skipped = stages.lay_out(
