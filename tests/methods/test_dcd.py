@@ -181,7 +181,7 @@ def test_errors():
         match=r"Sequential has no layer that DCD can extend \(the method's classifier=False\); it needs a c",
     ):
         kd.plan(net, DCD(classifier=False), input_size=(3, 3, 3))
-    with pytest.raises(ValueError, match="no module 'layer9'"):
+    with pytest.raises(ValueError, match="unknown layer or class in the method's static=...: 'layer9'"):
         kd.plan(net, DCD(static=["layer9"]), input_size=(3, 3, 3))
     plan = kd.plan(net, DCD(), input_size=(3, 3, 3))
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Conv2d(4, 2, 1))

@@ -137,3 +137,18 @@ def test_attributes_of_our_names_are_nobodys_markers(tmp_path):
     kd.step_schedules(model, 1, 10)
     kd.fuse_(model, probe=x)
     torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("method", ["dcd", "kernelwarehouse"])
+@pytest.mark.parametrize(
+    "static", [["layer1"], "layer1", ("layer1.*", "layer1.0"), ["layer1.0", "layer1.1.*"]]
+)
+def test_static_names_layers_in_bulk(method, static):
+    model = kd.create_model("resnet18", num_classes=4, width=0.125, stem="small")
+    plan = kd.plan(model, methods.get(method)(static=static))
+    assert not [change.name for change in plan.changes if change.name.startswith("layer1.")]
+    kept = {skip.name for skip in plan.skipped if skip.reason == "static= names it"}
+    assert kept == {f"layer1.{i}.conv{j}" for i in (0, 1) for j in (1, 2)}
+    assert kd.plan_of(kd.convert_(model, plan)).options["static"] == (
+        [static] if static == "layer1" else list(static)
+    )

@@ -10,7 +10,7 @@ The kernel is the same for all images; what is made for each is the scale lam an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import ConvOrLinear, DynamicLayer, check_options, full_precision
 from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
+from kerneldna.network.scope import layers_in, named
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods, suggest
@@ -40,7 +41,7 @@ class DCD:
             that widens, 1x1 and a half for others, halved until its square is at most twice the pooled numbers.
         reduction: The hidden width is max(pooled numbers, rank * rank) // reduction, at least 4.
         classifier: Also extend the classifier.
-        static: Names of layers to leave as they are.
+        static: Layers to leave as they are: qualified names ("layer1" stands for everything in it), globs, classes.
 
     Raises:
         ValueError: If an option is out of range, or a network has no layer to extend.
@@ -65,21 +66,20 @@ class DCD:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that make this method again, as JSON takes them."""
-        return {**asdict(self), "static": list(self.static)}
+        return {**asdict(self), "static": named(self.static)}
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: InputSize) -> Plan:
         """Find the convolutions of the blocks, and the classifier."""
         found = survey.survey(skeleton, traced)
-        for name in self.static:
-            surgery.get(skeleton, name)
+        kept = layers_in(skeleton, self.static, option="static")
         changed, static = survey.sort_out(
-            found.convolutions, lambda conv: self._why_static(conv, survey.get(skeleton, conv.name))
+            found.convolutions, lambda conv: self._why_static(conv, survey.get(skeleton, conv.name), kept)
         )
         changes = []
         for conv in changed:
             _, rank, _ = self.widths(*_channels(survey.get(skeleton, conv.name)))
             changes.append(Change(conv.name, f"scaled, with a dynamic residual of rank {rank}"))
-        if found.classifier and self.classifier and found.classifier not in self.static:
+        if found.classifier and self.classifier and found.classifier not in kept:
             text = f"scaled, with a dynamic residual of rank {_CLASSIFIER_WIDTH}"
             changes.append(Change(found.classifier, text, group="classifier"))
         if not changes:
@@ -116,8 +116,8 @@ class DCD:
             rank = max(rank, _MIN_WIDTH)
         return side, rank, max(max(pooled, rank * rank) // self.reduction, _MIN_WIDTH)
 
-    def _why_static(self, conv: Convolution, layer: ConvOrLinear) -> str:
-        if conv.name in self.static:
+    def _why_static(self, conv: Convolution, layer: ConvOrLinear, kept: Collection[str]) -> str:
+        if conv.name in kept:
             return "static= names it"
         if conv.kind == "depthwise" or conv.role in ("stem", "shortcut", "head"):
             return f"a {'depthwise layer' if conv.kind == 'depthwise' else conv.role} stays static"

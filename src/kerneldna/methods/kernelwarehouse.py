@@ -11,7 +11,7 @@ each position of the kernel. beta gives every block a cell of its own at the sta
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -33,6 +33,7 @@ from kerneldna.layers.dynamic import (
 from kerneldna.layers.marks import Borrower, lend_
 from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
+from kerneldna.network.scope import layers_in, named
 from kerneldna.network.survey import Convolution
 from kerneldna.registry import methods
 
@@ -54,7 +55,7 @@ class KernelWarehouse:
         stem: Also replace the stem, with a warehouse of its own.
         depthwise: Also replace depthwise convolutions. On ConvNeXt-T the published table fits without, at `min_hidden=64`;
             the authors' released model is `depthwise=True, min_hidden=16`.
-        static: Names of layers to leave as they are.
+        static: Layers to leave as they are: qualified names ("layer1" stands for everything in it), globs, classes.
         tau_start: tau before training; at 1 the network is a static one.
         tau_end: tau after `tau_epochs`.
         tau_epochs: Epochs from start to end, in a straight line, step by step; ResNet50's 10 are for 100 epochs (20 for 300).
@@ -97,14 +98,13 @@ class KernelWarehouse:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that make this method again, as JSON takes them."""
-        return {**asdict(self), "static": list(self.static)}
+        return {**asdict(self), "static": named(self.static)}
 
     def lay_out(self, skeleton: nn.Module, traced: surgery.Trace, *, input_size: surgery.InputSize) -> Plan:
         """Give every convolution its warehouse."""
         found = survey.survey(skeleton, traced)
-        for name in self.static:
-            surgery.get(skeleton, name)
-        changed, static = survey.sort_out(found.convolutions, self._why_static)
+        kept = layers_in(skeleton, self.static, option="static")
+        changed, static = survey.sort_out(found.convolutions, lambda conv: self._why_static(conv, kept))
         groups = _groups(found.convolutions)
         members = {conv.name: groups[conv.name] for conv in changed}
         changes = []
@@ -124,8 +124,8 @@ class KernelWarehouse:
                 layer = WarehouseConv2d(name, module, warehouse=warehouse, options=self)
                 surgery.replace_(model, name, layer.train(module.training))
 
-    def _why_static(self, conv: Convolution) -> str:
-        if conv.name in self.static:
+    def _why_static(self, conv: Convolution, kept: Collection[str]) -> str:
+        if conv.name in kept:
             return "static= names it"
         if conv.role == "stem" and not self.stem:
             return "a stem stays static"
