@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kerneldna as kd
 from kerneldna.files import write_text
 from kerneldna.recipes.recipe import load_recipe
 from kerneldna.recipes.specs import Recipe
@@ -232,6 +233,21 @@ def test_evaluate_asks_for_what_it_lacks(tmp_path):
         ValueError, match=r"given a Identity without a recipe.*pass evaluate\(model, recipe\)"
     ):
         evaluate(torch.nn.Identity())
+
+
+def test_fp16_without_a_gpu(tmp_path, unbroken, caplog, monkeypatch):
+    """Lightning would compute in bf16, whose three digits are another accuracy."""
+    with pytest.raises(
+        ValueError, match=r"precision=fp16 needs a GPU, and this runs on a CPU; set precision=bf16 or"
+    ):
+        train(tiny("precision=fp16"), run_dir=tmp_path, accelerator="cpu", progress=False)
+    assert not (tmp_path / "recipe.yaml").exists()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    caplog.set_level("INFO", "kerneldna")
+    half = FULL.model_copy(update={"precision": "fp16"})
+    whole, found = (evaluate(kd.load(unbroken / "model"), recipe) for recipe in (FULL, half))
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert caplog.messages[-1] == "fp16 needs a GPU: the network is measured in fp32"
 
 
 def test_loggers(tmp_path, monkeypatch):

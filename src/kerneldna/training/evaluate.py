@@ -27,7 +27,7 @@ from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.files import check_folder_to_write
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
-from kerneldna.training.lightning_setup import make_trainer, quiet
+from kerneldna.training.lightning_setup import make_trainer, measurable, quiet
 from kerneldna.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def evaluate(
     if detections is not None and not hasattr(task, "save_detections"):
         raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections= out")
     with quiet():
-        trainer = make_trainer(recipe, callbacks=[], progress=progress, logger=False, devices=1)
+        trainer = make_trainer(measurable(recipe), callbacks=[], progress=progress, logger=False, devices=1)
         start = time.perf_counter()
         metrics = trainer.validate(task, loader, verbose=False)[0]
     seconds = time.perf_counter() - start

@@ -23,6 +23,7 @@ from kerneldna.training.checkpoint_file import WholeCheckpoints
 from kerneldna.training.processes import watch_children_
 from kerneldna.units import duration
 
+_log = logging.getLogger(__name__)
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _LOGGERS = ("csv", "tensorboard", "wandb")
 
@@ -35,7 +36,14 @@ def make_trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, *
         callbacks: Lightning's.
         progress: Show a progress bar.
         **options: Further arguments of the Trainer.
+
+    Raises:
+        ValueError: If it is fp16 and there is no GPU: Lightning would compute in bf16.
     """
+    if recipe.precision == "fp16" and _on_cpu(options.get("accelerator", "auto")):
+        raise ValueError(
+            "precision=fp16 needs a GPU, and this runs on a CPU; set precision=bf16 or precision=fp32"
+        )
     trainer = Trainer(
         precision=_PRECISIONS[recipe.precision],
         plugins=[WholeCheckpoints()],
@@ -56,6 +64,18 @@ def make_trainer(recipe: Recipe, *, callbacks: list[Callback], progress: bool, *
         trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
     watch_children_(trainer.strategy.launcher)
     return trainer
+
+
+def measurable(recipe: Recipe) -> Recipe:
+    """Return a recipe as its network can be measured here: in fp32 where it was trained in fp16 and there is no GPU."""
+    if recipe.precision != "fp16" or not _on_cpu("auto"):
+        return recipe
+    _log.info("fp16 needs a GPU: the network is measured in fp32")
+    return recipe.model_copy(update={"precision": "fp32"})
+
+
+def _on_cpu(accelerator: str) -> bool:
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 def make_loggers(names: Sequence[str], folder: Path) -> list[Any]:

@@ -65,8 +65,8 @@ def train(
 
     Raises:
         FileExistsError: If the folder holds a run and `resume` is false, or a finished run without a checkpoint to go on from.
-        ValueError: If the run to go on with has another recipe, was begun on other data or has a damaged checkpoint, or a logger is
-            unknown.
+        ValueError: If the run to go on with has another recipe, was begun on other data or has a damaged checkpoint, a logger is
+            unknown, or precision is fp16 and there is no GPU.
         ModuleNotFoundError: If a logger's package is not installed.
         BlockingIOError: If another process trains in the folder; the message names it.
         RuntimeError: If the loss, the weights or the figures of the last epoch are not finite; the message names epoch, step and
