@@ -89,7 +89,7 @@ def test_the_same_run_twice(write):
         group_seeds([write("a0"), write("b0")])
 
 
-def test_one_run(write, network):
+def test_one_run(write, network, tmp_path):
     run = summarize("dna", network, [write("run")])
     size = kd.describe(network).size
     assert (run.name, run.parameters, run.macs) == ("dna", size.parameters, size.macs)
@@ -98,6 +98,10 @@ def test_one_run(write, network):
     assert run.measured_on == "all of digits"
     limited = summarize("dna", network, [write("limited", "data.limit_val=20", "data.limit_train=9")])
     assert limited.measured_on == "20 of digits"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    linked = summarize("dna", network, [write("linked", f"data.source={tmp_path / 'link'}")])
+    assert linked.measured_on == f"all of {(tmp_path / 'photos').resolve()}"
     assert [stage["name"] for stage in run.stages] == ["layer3", "layer4"]
     children = {child for family in kd.plan_of(network).families for child in family.children}
     assert run.attentions.keys() == children

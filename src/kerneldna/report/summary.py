@@ -242,7 +242,9 @@ def _top1(folder: RunFolder) -> float:
 
 def _measured_on(folder: RunFolder) -> str:
     data = folder.recipe().data
-    return f"{data.limit_val or 'all'} of {data.source}"
+    # one folder has many names: relative, by links
+    source = Path(data.source).resolve() if Path(data.source).is_dir() else data.source
+    return f"{data.limit_val or 'all'} of {source}"
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
