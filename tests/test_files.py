@@ -157,6 +157,13 @@ def test_a_file_comes_with_those_that_belong_to_it_or_not_at_all(tmp_path: Path,
     assert {path.read_text() for path in tmp_path.iterdir()} == {"new"}
 
 
+def test_a_folder_is_no_file(tmp_path: Path):
+    for write in (atomic, atomic_with_others):
+        with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"), write(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_name_as_long_as_file_systems_allow(tmp_path: Path):
     with atomic_with_others(tmp_path / ("m" * 255)) as part:
         part.write_text("x")

@@ -74,6 +74,8 @@ def export(
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
     """Write a trained network as one file for another runtime, checked against PyTorch on real images."""
+    import torch
+
     import kerneldna as kd
     from kerneldna.conversion.convert import network_of, state_of
     from kerneldna.deploy.settled import settled_mode
@@ -94,7 +96,10 @@ def export(
     calibrated = (mode == "throughput" and not fused) or compute == "int8" or corrected
     data = opened.calibration(model, source=calibrate, images=images) if calibrated else None
     # a network alone is compared with PyTorch on random images
-    compared = opened.sample(max(batch or 0, 7), source=calibrate) if opened.recipe else None
+    wanted = max(batch or 0, 7)
+    compared = opened.sample(wanted, source=calibrate) if opened.recipe else None
+    if isinstance(compared, torch.Tensor):  # where there are fewer, some several times
+        compared = compared[torch.arange(wanted) % len(compared)]
     written = kd.export(
         model,
         path,

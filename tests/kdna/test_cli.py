@@ -87,6 +87,13 @@ def test_export_of_a_fused_network_refuses_the_other_mode(run, tmp_path):
     assert last_line(call(*words))["bytes"] == (tmp_path / "m.pt2").stat().st_size
 
 
+def test_export_for_a_batch_of_more_images_than_there_are(run, tmp_path):
+    words = ["--runtime", "torch_export", "--batch", "70", "--no-progress"]  # the run has 64
+    assert last_line(call("export", run, "--out", tmp_path / "m.pt2", *words))["difference"] < 1e-4
+    result = call("export", run, "--out", tmp_path / "m.pt2", "--batch", "0", code=2)
+    assert "Invalid value for '--batch'" in result.stderr
+
+
 def test_export_in_int8_calibrates_on_the_run_s_images(run, tmp_path):
     out = tmp_path / "m.onnx"
     words = ["--compute", "int8", "--mode", "throughput", "--images", "32", "--no-evaluate", "--no-progress"]
