@@ -179,3 +179,21 @@ def test_weights_and_config_change_together(tmp_path, monkeypatch):
         kd.save(nn.Conv2d(3, 4, 3), tmp_path)
     assert torch.equal(kd.load(tmp_path, model=nn.Conv2d(3, 4, 3))(x), old(x))
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_a_network_converted_by_another_plan_of_the_same_names_is_refused(tmp_path):
+    def converted(pattern: str) -> nn.Module:
+        model = nn.Sequential(
+            nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)) for _ in range(4)))
+        )
+        return kd.convert_(
+            model, kd.KernelDNA(patterns={"0": pattern}, norm="none"), input_size=(3, 8, 8)
+        ).eval()
+
+    saved, x = converted("F1-F2-S1-S2"), torch.randn(2, 3, 8, 8)
+    kd.save(saved, tmp_path)
+    with pytest.raises(
+        ValueError, match="converted already, and by another plan, in which other layers share"
+    ):
+        kd.load(tmp_path, model=converted("F1-F2-S2-S1"))
+    assert torch.equal(kd.load(tmp_path, model=converted("F1-F2-S1-S2"))(x), saved(x))

@@ -29,9 +29,8 @@ def built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.M
         model.eval()
         parts = {name: (surgery.get(model, name), part) for name, part in noted.get("parts", {}).items()}
         for network, described in ((model, noted), *parts.values()):
-            if described.get("plan") and not state_of(network).get("plan"):
-                with numbers_follow():
-                    carry_out_(network, Plan.from_dict(described["plan"]))
+            if described.get("plan"):
+                _convert_(network, Plan.from_dict(described["plan"]))
         if noted.get("head"):
             classifier: Any = model
             classifier.reset_classifier(**noted["head"])
@@ -52,6 +51,27 @@ def built(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.M
     # what is written there reaches the code of timm, torch and the methods, which raise whatever they like
     except Exception as error:
         raise ValueError(f"{path} describes no network that can be built: {said(error)}") from error
+
+
+def _convert_(network: nn.Module, laid: Plan) -> None:
+    """Carry a plan out, or check that the network was converted by such a one.
+
+    Raises:
+        ValueError: If it was converted by another, in which the same names may stand for something else.
+    """
+    if not (own := state_of(network).get("plan")):
+        with numbers_follow():
+            carry_out_(network, laid)
+        return
+    first, second = (
+        (plan.method, plan.families, {(change.name, change.group) for change in plan.changes})
+        for plan in (laid, Plan.from_dict(own))
+    )
+    if first != second:
+        raise ValueError(
+            f"the {type(network).__name__} given was converted already, and by another plan, in which other layers share; give it "
+            "as it was before its conversion"
+        )
 
 
 def built_on_meta(noted: Mapping[str, Any], model: nn.Module | None, path: Path) -> nn.Module:
