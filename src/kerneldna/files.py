@@ -159,8 +159,6 @@ def _not_finite(value: Any, name: str = "the value") -> str | None:
 
 def _beside(path: Path) -> dict[str, Any]:
     """Return where something temporary is to be made for `path`, after what killed processes left of it is gone."""
-    if path.is_dir():
-        raise IsADirectoryError(f"'{path}' is a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(path.parent, of=path.name)
     # a name of 255 bytes is the most that file systems take
