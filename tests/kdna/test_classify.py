@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -163,6 +164,16 @@ def test_a_link_stands_in_the_folder_of_its_class(run, photos, tmp_path):
     measured = last_line(call("eval", run, "--data", tmp_path, "--no-progress"))
     assert done["images"] == measured["images"] == 60
     assert done["top1"] == pytest.approx(measured["top1"], abs=1e-6)
+
+
+def test_pictures_of_an_earlier_call_are_no_photos(run, photos, tmp_path):
+    shutil.copytree(photos / "val", tmp_path / "val")
+    for out in (tmp_path / "val" / "predictions", tmp_path / "val"):
+        done = [last_line(call("predict", run, tmp_path / "val", "--out", out)) for _ in range(2)]
+        assert done[0] == done[1]
+        assert done[0]["images"] == 54
+    one = tmp_path / "val" / "red"
+    assert [last_line(call("predict", run, one, "--out", one))["images"] for _ in range(2)] == [9, 9]
 
 
 def test_the_list_and_the_sheet(run, photos, tmp_path):

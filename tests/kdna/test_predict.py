@@ -1,6 +1,7 @@
 """kdna predict and the function behind it, with a detector that was never trained: it finds something everywhere."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -253,6 +254,18 @@ def test_a_folder_of_class_folders_stands_for_the_images_in_them(photos, tmp_pat
     assert [
         path.relative_to(tmp_path / "test").as_posix() for path in find_images([tmp_path / "test"])
     ] == expected
+
+
+def test_drawings_of_an_earlier_call_are_not_looked_at(photos, tmp_path):
+    (tmp_path / "all").mkdir()
+    photos.rename(tmp_path / "all" / "in")
+    shutil.copytree(tmp_path / "all" / "in", tmp_path / "all" / "drawn")
+    (tmp_path / "all" / "drawn" / "predictions.json").write_text("[]")
+    (tmp_path / "all" / "drawn" / "deeper").mkdir()
+    shutil.copy(tmp_path / "all" / "in" / "a.jpg", tmp_path / "all" / "drawn" / "deeper")
+    assert {path.parent.name for path in find_images([tmp_path / "all"])} == {"in"}
+    # what is asked for by name is looked at
+    assert len(find_images([tmp_path / "all" / "drawn"])) == 5
 
 
 def test_images_of_odd_shapes_are_drawn_or_named(detector, tmp_path):

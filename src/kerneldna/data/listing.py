@@ -18,6 +18,10 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+PREDICTIONS, SHEET = (
+    "predictions.json",
+    "sheet.png",
+)  # what `kdna predict` leaves: a list of answers, some photos with theirs
 HIDDEN = "hidden"
 FOLDER = "sub-folder"
 _LEFTOVERS = ("__macosx", "$recycle.bin", "system volume information", "@eadir")
@@ -107,7 +111,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Return files as they are, folders as the images in them, sorted by name; each path once.
 
     Links to one file are several photos, as they are in training. A folder without images of its own stands for those in its
-    sub-folders, as one of class folders does.
+    sub-folders, as one of class folders does; not those that `kdna predict` has drawn into some of them.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in any.
@@ -128,16 +132,31 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
 
 def _images_in(folder: Path) -> list[Path]:
     found, passed = [], PassedOver()
-    for file in sorted(folder.iterdir()):
+    inside = [file for file in sorted(folder.iterdir()) if not _is_sheet(file)]
+    for file in inside:
         if reason := FOLDER if file.is_dir() else why_not(file):
             passed.add(reason, file.name)
         else:
             found.append(file)
     if not found:
         passed = PassedOver()
-        found = [Path(path) for path in list_images([folder], passed)[0]]
+        every = [Path(path) for path in list_images([folder], passed)[0]]
+        drawn = {parent for parent in {file.parent for file in every} if _was_drawn_into(parent, folder)}
+        found = [file for file in every if file.parent not in drawn and not _is_sheet(file)]
+        for parent in sorted(drawn):
+            passed.add(f"{FOLDER} of an earlier prediction", parent.name)
     passed.log(folder)
     return found
+
+
+def _was_drawn_into(folder: Path, top: Path) -> bool:
+    """Whether a folder below another, or one between the two, holds what `kdna predict` wrote."""
+    between = [folder, *folder.parents][: len(folder.parts) - len(top.parts)]
+    return any((each / PREDICTIONS).is_file() for each in between)
+
+
+def _is_sheet(file: Path) -> bool:
+    return file.name == SHEET and file.with_name(PREDICTIONS).is_file()
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from kerneldna.data.images import UnreadableImageError, read_image
-from kerneldna.data.listing import find_images
+from kerneldna.data.listing import PREDICTIONS, find_images
 from kerneldna.detection.detectors import class_names, foreground
 from kerneldna.figures.detections import check_threshold, draw_detections
 from kerneldna.files import atomic, check_folder_to_write, write_json
@@ -32,7 +32,6 @@ from kerneldna.progress import bar
 
 log = logging.getLogger(__name__)
 
-LIST = "predictions.json"
 JPEG = (".jpg", ".jpeg")
 
 
@@ -109,7 +108,7 @@ def predict(
         raise ValueError(
             f"none of the images can be read: {', '.join(unread)}; give files that a viewer opens"
         )
-    write_json(folder / LIST, listed)
+    write_json(folder / PREDICTIONS, listed)
     return Predictions(folder, len(listed), tuple(unread), sum(len(entry["detections"]) for entry in listed))
 
 

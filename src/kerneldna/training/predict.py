@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.convert import classes_of
 from kerneldna.data.images import UnreadableImageError, read_image
-from kerneldna.data.listing import find_images
+from kerneldna.data.listing import PREDICTIONS, SHEET, find_images
 from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
 from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.figures.contact_sheet import Entry, contact_sheet
@@ -34,7 +34,6 @@ from kerneldna.progress import bar
 
 log = logging.getLogger(__name__)
 
-LIST, SHEET = "predictions.json", "sheet.png"
 TOP = 5
 BATCH = 32
 
@@ -131,7 +130,7 @@ def predict(
         raise ValueError(
             f"none of the images can be read: {', '.join(unread)}; give files that a viewer opens"
         )
-    write_json(folder / LIST, [photo.to_dict() for photo in photos])
+    write_json(folder / PREDICTIONS, [photo.to_dict() for photo in photos])
     if entries:
         with atomic(folder / SHEET) as part:
             contact_sheet(entries).save(part, "PNG")
