@@ -181,6 +181,12 @@ def test_missing_file(tmp_path):
             4,
             "augment: scale is (smallest, largest), given (1.0, 0.5)",
         ),
+        (
+            "  lr: 1e-1",
+            "  lr: 1e-1\n  nesterov: true\n  momentum: 0.0",
+            8,
+            "optimizer: nesterov is on and momentum is 0; give a momentum, or set nesterov=false",
+        ),
         ("  epochs: 3", "  epochs: 3\n  epochs: 4", 14, "schedule.epochs: also in line 13; keep one"),
         ("  epochs: 3", "  epochs: [3", 14, "not valid YAML: "),
     ],

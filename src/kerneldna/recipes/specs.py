@@ -119,6 +119,12 @@ class OptimizerSpec(_Section):
     decay_norm_and_bias: bool = True
     """Whether biases and the weights of norms decay too."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> OptimizerSpec:
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov is on and momentum is 0; give a momentum, or set nesterov=false")
+        return self
+
 
 class ScheduleSpec(_Section):
     """How long, and how the learning rate moves: a linear warm-up, then half a cosine, or steps down."""
