@@ -196,6 +196,17 @@ def test_a_training_batch_of_bad_images_alone_is_an_error():
         next(iter(loader))
 
 
+@pytest.mark.parametrize("resident", ["false", "true"])
+def test_validation_images_none_of_which_can_be_read_are_an_error(resident):
+    """As where a disk is gone: the figures of the last epoch would be taken for those of this one."""
+    given = ["data.on_bad_image=skip", "data.batch_size=20", f"data.resident={resident}", "data.source=gone"]
+    with pytest.raises(
+        RuntimeError,
+        match=r"none of a batch's \d+ images can be read: photos/\d+.jpg, .*; check the data set",
+    ):
+        list(val_loader(images(bad=range(50)), recipe(*given)))
+
+
 def test_a_validation_batch_of_bad_images_alone_is_left_out():
     loader = val_loader(images(bad=(0, 1)), recipe("data.on_bad_image=skip", "data.batch_size=2"))
     assert [len(labels) for _, labels in loader] == [2] * 24

@@ -144,15 +144,22 @@ class ImageLoader(DataLoader[Any]):
         """Yield batches as the task's preset makes them: for classification images `(B, 3, H, W)` and classes `(B,)`.
 
         Raises:
-            RuntimeError: If an image cannot be read, or, where such images are skipped in training, none of a batch.
+            RuntimeError: If an image cannot be read, or, where such images are skipped, none of a batch in training, none at all
+                elsewhere.
             TimeoutError: If the workers give no batch for `data.timeout` seconds.
         """
+        unread, read = None, False
         for batch in self._awaited():
             # Not raised in the worker: its message would drown in tracebacks, and its exit take seconds.
             if not isinstance(batch, Unread):
+                read = True
                 yield batch
             elif batch.fatal or self.needs_every_batch:
                 raise RuntimeError(batch.text)
+            else:
+                unread = batch
+        if unread is not None and not read:  # the figures of an earlier pass would pass for those of this one
+            raise RuntimeError(unread.text)
 
     def _awaited(self) -> Iterator[Any]:
         """Yield what the workers make; end those that make nothing for too long."""
