@@ -1,6 +1,7 @@
 """What every runtime must do: found through the registry, nothing to add for a new one."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -169,6 +170,18 @@ def test_calibration_images_that_make_no_file(options, model, tmp_path):
         ):
             kd.export(model, tmp_path / "m.onnx", calibrate=torch.randn(2, 3, 24, 24), **given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "aot_inductor"])
+def test_threads_that_call_one_function_get_their_own_answers(name, model, tmp_path):
+    path = tmp_path / f"m{runtime(name).suffix}"
+    kd.export(model, path, runtime=name, input_size=(3, 64, 64))
+    run = kd.load_exported(path, runtime=name)
+    images = [torch.randn(1, 3, 64, 64) * (i + 1) for i in range(80)]
+    expected = [run(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        for alone, found in zip(expected, pool.map(run, images), strict=True):
+            torch.testing.assert_close(found, alone)
 
 
 def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -53,7 +54,7 @@ class OpenVino(onnx_file.OnnxFile):
     def open(
         path: str | Path, *, threads: int | None = None, precision: str = "fp32"
     ) -> Callable[[Tensor], Tensor | list[Tensor]]:
-        """Return a function that runs the file on the CPU.
+        """Return a function that runs the file on the CPU; several threads may call it at a time.
 
         Raises:
             ValueError: For a precision other than "fp32" and "bf16".
@@ -71,10 +72,13 @@ class OpenVino(onnx_file.OnnxFile):
             options["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         network = core.read_model(path)
-        request = core.compile_model(network, "CPU", options).create_infer_request()
+        model = core.compile_model(network, "CPU", options)
+        own = threading.local()  # a request holds its outputs: two threads with one would read each other's
 
         def run(images: Tensor) -> Tensor | list[Tensor]:
-            results = request.infer({0: images.contiguous().numpy()})
+            if not hasattr(own, "request"):
+                own.request = model.create_infer_request()
+            results = own.request.infer({0: images.contiguous().numpy()})
             # copied: OpenVINO writes the next outputs to the same place
             found = [torch.from_numpy(array.copy()) for array in results.to_tuple()]
             return found[0] if len(found) == 1 else found
