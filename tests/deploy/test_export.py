@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import kerneldna as kd
+from kerneldna.deploy.onnx_file import in_batches
 from kerneldna.registry import runtimes
 
 RUNTIMES = runtimes.names()
@@ -170,6 +171,28 @@ def test_calibration_images_that_make_no_file(options, model, tmp_path):
         ):
             kd.export(model, tmp_path / "m.onnx", calibrate=torch.randn(2, 3, 24, 24), **given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([3], [[0, 1, 2, 0]]),
+        ([3, 3, 3], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([9], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([], []),
+    ],
+)
+def test_calibration_images_come_in_batches_that_the_file_takes(sizes, expected):
+    images = torch.arange(sum(sizes)).split(sizes) if sizes else []
+    assert [part.tolist() for part in in_batches(images, 4)] == expected
+
+
+def test_fewer_calibration_images_than_the_batch(model, tmp_path):
+    runtime("onnx")
+    given = {"batch": 8, "input_size": (3, 16, 16), "progress": False}
+    for options in ({"compute": "int8"}, {"storage": "int8"}):
+        images = torch.randn(5, 3, 16, 16).split(3)
+        assert kd.export(model, tmp_path / "m.onnx", calibrate=images, **given, **options).difference < 0.5
 
 
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "aot_inductor"])

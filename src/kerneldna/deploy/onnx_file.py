@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,7 +114,7 @@ def session(path: str | Path, *, threads: int | None = None) -> Callable[[Any], 
 
 
 def _images(model: nn.Module, x: Tensor, request: Request) -> Iterator[Tensor] | None:
-    """Return the calibration images in the type of `x`; split for a network of a fixed batch size, without those left over.
+    """Return the calibration images in the type of `x`, for a network of a fixed batch size in batches of that.
 
     Raises:
         ValueError: While they are read: if they are of another size than a file that computes in int8 takes, or not finite.
@@ -124,8 +124,26 @@ def _images(model: nn.Module, x: Tensor, request: Request) -> Iterator[Tensor] |
     pixels = not x.is_floating_point()
     given = batches(model, request.calibrate, text="Calibrating", progress=request.progress, pixels=pixels)
     given = (_checked(batch, x, request) for batch in given)
-    split = given if request.dynamic else (part for batch in given for part in batch.split(len(x)))
-    return (part.to(x.dtype) for part in split if request.dynamic or len(part) == len(x))
+    return (part.to(x.dtype) for part in (given if request.dynamic else in_batches(given, len(x))))
+
+
+def in_batches(given: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Yield images so many at a time, whatever batches they come in.
+
+    Those left over go, unless there are no others: then some are given several times.
+
+    Args:
+        given: Batches of images.
+        size: How many at a time.
+    """
+    left, none = torch.empty(0), True
+    for batch in given:
+        left = torch.cat([left, batch]) if len(left) and left.shape[1:] == batch.shape[1:] else batch
+        while len(left) >= size:
+            yield left[:size]
+            left, none = left[size:], False
+    if none and len(left):
+        yield left[torch.arange(size) % len(left)]
 
 
 def _checked(images: Tensor, x: Tensor, request: Request) -> Tensor:
