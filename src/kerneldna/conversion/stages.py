@@ -20,6 +20,7 @@ from kerneldna.conversion.rows import Row, every_second, pairs_of, rows_of
 from kerneldna.conversion.run_order import Found, form_of, rows_in_run, stages_of
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
+from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Trace
 from kerneldna.network.survey import Skip
 
@@ -87,6 +88,7 @@ def find_blocks(model: nn.Module, traced: Trace, stage: str, *, eligible: Collec
     """
     container = _container(model, stage)
     inputs = {call.name: call.input for call in traced.calls}
+    shortcuts = shortcuts_in(model, traced)
     blocks: dict[str, tuple[Slot, ...]] = {}
     skipped: list[Skip] = []
     for child, _ in surgery.get(model, container).named_children():
@@ -97,7 +99,8 @@ def find_blocks(model: nn.Module, traced: Trace, stage: str, *, eligible: Collec
                 continue
             module = surgery.get(model, call.name)
             on_map = not is_pixel(call.input) or is_pixel(inputs[name])
-            if kind_of(module, call.input) in eligible and on_map and not is_shortcut(call.name[len(name) :]):
+            beside = call.name in shortcuts or is_shortcut(call.name[len(name) :])
+            if kind_of(module, call.input) in eligible and on_map and not beside:
                 if reason := traced.irreplaceable.get(call.name):
                     skipped.append(Skip(call.name, reason))
                 else:

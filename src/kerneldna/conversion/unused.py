@@ -11,6 +11,7 @@ from kerneldna.conversion.plan import Stage, Unused
 from kerneldna.conversion.stages import KINDS
 from kerneldna.network import surgery
 from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
+from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Call, Trace
 from kerneldna.network.survey import Skip
 from kerneldna.network.unserved import SERVED, UNSERVED
@@ -55,11 +56,12 @@ def unused_groups(
     shapes = {call.name: _shape(surgery.get(model, call.name), call) for call in traced.calls if call.name}
     count = Counter(shapes.values())
     groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
+    shortcuts = shortcuts_in(model, traced)
     for call in traced.calls:
         shape = shapes.get(call.name)
         if shape is None or count[shape] < 2 or call.name in used:
             continue
-        why = reasons.get(call.name) or _why(surgery.get(model, call.name), call, eligible)
+        why = reasons.get(call.name) or _why(surgery.get(model, call.name), call, eligible, shortcuts)
         why = why or (reason if call.name in could else alone)
         groups.setdefault((shape[1], why), []).append(call.name)
     return tuple(Unused(shape, tuple(names), why) for (shape, why), names in groups.items())
@@ -84,7 +86,7 @@ def _shape(module: nn.Module, call: Call) -> tuple[str, tuple[int, ...]] | None:
     return (type(module).__name__, tuple(weight.shape)) if isinstance(weight, Tensor) else None
 
 
-def _why(module: nn.Module, call: Call, eligible: Collection[str]) -> str:
+def _why(module: nn.Module, call: Call, eligible: Collection[str], shortcuts: Collection[str]) -> str:
     kind = kind_of(module, call.input)
     if kind is None:
         return f"{type(module).__name__} layers are not served; {SERVED} are"
@@ -93,4 +95,4 @@ def _why(module: nn.Module, call: Call, eligible: Collection[str]) -> str:
     if kind not in eligible:
         others = f"; name them by KernelDNA(eligible={kind!r})" if kind in KINDS else ""
         return f"{kind} layers are not eligible{others}"
-    return "they are on shortcuts" if is_shortcut(call.name) else ""
+    return "they are on shortcuts" if is_shortcut(call.name) or call.name in shortcuts else ""

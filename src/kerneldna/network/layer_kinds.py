@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
 
 

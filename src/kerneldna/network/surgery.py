@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from kerneldna.network.layer_kinds import NORMS
 from kerneldna.network.lineage import Lineage, LineageMode
 from kerneldna.network.replaceable import irreplaceable
 from kerneldna.network.unserved import remedy
@@ -42,7 +43,7 @@ class Trace:
         calls: Its modules in the order they finished.
         macs: The multiply-accumulates of the whole run.
         irreplaceable: The layers that nothing can stand in for, with the reason (`kerneldna.network.replaceable`).
-        lineage: Which of its convolutions and Linears run one after the other.
+        lineage: Which of its convolutions, Linears and norms run one after the other.
     """
 
     calls: tuple[Call, ...]
@@ -156,7 +157,7 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear, *NORMS)):
                 following.note(name, args, output)
             shapes = [tuple(t.shape) for t in tree_leaves((args, output)) if isinstance(t, Tensor)]
             if shapes:

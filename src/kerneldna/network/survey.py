@@ -7,20 +7,19 @@ MobileNetV2's InvertedResidual, ConvNeXt's block. Where no sequence holds any, a
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from kerneldna.layers.dynamic import ConvOrLinear
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
+from kerneldna.network.layer_kinds import NORMS, is_pixel, is_shortcut, kind_of
+from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Call, Trace
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,8 @@ def survey(model: nn.Module, traced: Trace) -> Survey:
     modules = dict(model.named_modules())
     calls = {call.name: call for call in traced.calls if call.name in modules}
     layers = {name: call for name, call in calls.items() if kind_of(modules[name], call.input)}
-    blocks = _blocks(modules, calls, layers)
+    shortcuts = shortcuts_in(model, traced)
+    blocks = _blocks(modules, calls, layers, shortcuts)
     convolutions: list[Convolution] = []
     skipped: list[Skip] = []
     last: Block | None = None
@@ -113,7 +113,7 @@ def survey(model: nn.Module, traced: Trace) -> Survey:
         elif name in traced.irreplaceable:
             skipped.append(Skip(name, traced.irreplaceable[name]))
         else:
-            role = _role(name, blocks, order=list(layers))
+            role = "shortcut" if name in shortcuts else _role(name, blocks, order=list(layers))
             convolutions.append(Convolution(name, kind_of(module, call.input) or "", role, block))
     vectors = [n for n, c in calls.items() if isinstance(modules[n], nn.Linear) and len(c.input) == 2]
     classifier = vectors[-1] if vectors else None
@@ -220,13 +220,17 @@ def is_channels_last(layer: nn.Module) -> bool:
 
 
 def _blocks(
-    modules: Mapping[str, nn.Module], calls: Mapping[str, Call], layers: Mapping[str, Call]
+    modules: Mapping[str, nn.Module],
+    calls: Mapping[str, Call],
+    layers: Mapping[str, Call],
+    shortcuts: Collection[str],
 ) -> tuple[Block, ...]:
     """Return the blocks in execution order, each with its stage and the end of its branch."""
     blocks: list[Block] = []
+    main = {name: call for name, call in calls.items() if name not in shortcuts}
     for name in _block_names(modules, layers):
         call = calls.get(name)
-        end = call and _branch_end(name, call, modules, calls)
+        end = call and _branch_end(name, call, modules, main)
         if call is None or end is None:
             continue
         starts = not blocks or call.input != blocks[-1].output or call.input != call.output
@@ -259,7 +263,7 @@ def _branch_end(
         module = modules[inner]
         if not inner.startswith(f"{name}.") or is_shortcut(inner[len(name) :]):
             continue
-        if not (kind_of(module, made.input) or isinstance(module, _NORMS)):
+        if not (kind_of(module, made.input) or isinstance(module, NORMS)):
             continue
         if is_pixel(made.output) and not is_pixel(call.output):
             continue

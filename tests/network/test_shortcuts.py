@@ -1,0 +1,82 @@
+"""Shortcuts are found by what is computed, not by their names, and all methods leave them alone alike."""
+
+import pytest
+import torch
+from torch import nn
+
+import kerneldna as kd
+from kerneldna.network import surgery
+from kerneldna.network.shortcuts import shortcuts_in
+
+
+class Block(nn.Module):
+    """A block whose shortcut, a convolution and a norm, has any names, and runs before its branch or behind it."""
+
+    def __init__(self, before, after, stride, names, first):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 1, stride, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.names, self.first = names if before != after else (), first
+        for name, part in zip(
+            self.names, (nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)), strict=False
+        ):
+            self.add_module(name, part)
+
+    def beside(self, x):
+        for name in self.names:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def forward(self, x):
+        early = self.beside(x) if self.first else None
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + (self.beside(x) if early is None else early))
+
+
+def network(names, *, first=False):
+    torch.manual_seed(0)
+    widths = ((8, 8, 1), (8, 16, 2), (16, 16, 1), (16, 16, 1))
+    blocks = (Block(*sizes, names, first) for sizes in widths)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*blocks), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+    )  # fmt: skip
+
+
+def changes(method, names, *, first):
+    try:
+        plan = kd.plan(network(names, first=first), method, input_size=(3, 16, 16))
+    except ValueError as error:
+        return str(error)
+    places = {f"1.1.{name}": f"shortcut {i}" for i, name in enumerate(names)}
+    return {places.get(change.name, change.name) for change in plan.changes}, plan.after
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_shortcuts_are_found_by_what_they_compute(first):
+    model = network(("match", "match_norm"), first=first)
+    skeleton = surgery.skeleton(model)
+    found = shortcuts_in(skeleton, surgery.trace(skeleton, (3, 16, 16)))
+    assert found == {"1.1.match", "1.1.match_norm"}
+
+
+@pytest.mark.parametrize("method", kd.list_methods())
+@pytest.mark.parametrize("first", [False, True])
+def test_the_name_of_a_shortcut_changes_no_plan(method, first):
+    expected = changes(method, ("shortcut0", "shortcut1"), first=first)
+    assert changes(method, ("match", "match_norm"), first=first) == expected
+
+
+def test_branches_side_by_side_are_no_shortcuts():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Conv2d(8, 4, 1)
+            self.two = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 3, padding=1))
+
+        def forward(self, x):
+            return torch.cat((self.one(x), self.two(x)), 1)
+
+    model = surgery.skeleton(nn.Sequential(Branches(), nn.Conv2d(8, 8, 3)))
+    assert not shortcuts_in(model, surgery.trace(model, (8, 6, 6)))
