@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +44,14 @@ def inspect(
     from kerneldna.recipes.recipe import read_value
     from kerneldna.training.opened_run import OpenedRun
 
+    of_names = {
+        "--method": method,
+        "--set": set_,
+        "--budget": budget,
+        "--width": width != 1,
+        "--stem": stem != "default",
+    }
+    _check_options(model, of_names, runtime)
     if Path(model).is_file():
         return _inspect_file(Path(model), runtime)
     options = {key: read_value(value) for key, _, value in (item.partition("=") for item in set_ or [])}
@@ -82,6 +91,20 @@ def inspect(
         "unused": [asdict(group) for group in plan.unused] if plan else [],
         **trained,
     }
+
+
+def _check_options(model: str, of_names: Mapping[str, Any], runtime: str | None) -> None:
+    given = next((option for option, value in of_names.items() if value not in (None, False, [])), None)
+    path = Path(model)
+    if given and path.exists():
+        kind = "a file" if path.is_file() else "a folder"
+        raise ValueError(
+            f"{given} was given with '{model}', which is {kind}; it is for the name of a timm network, such as resnet18"
+        )
+    if runtime is not None and not path.is_file():
+        raise ValueError(
+            f"--runtime {runtime} was given with '{model}', which is no file; it is for exported files"
+        )
 
 
 def _inspect_file(path: Path, runtime: str | None) -> dict[str, Any]:

@@ -122,6 +122,31 @@ def test_inspect_counts_the_classifier_that_a_network_has_now(tmp_path):
     assert f"{described.size.parameters:,}" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method", "odconv"],
+        ["--set", "spatial=false"],
+        ["--budget", "0.8"],
+        ["--width", "0.5"],
+        ["--stem", "small"],
+    ],
+)
+def test_inspect_refuses_options_that_a_folder_does_not_take(words, tmp_path):
+    said = " ".join(call("inspect", tmp_path, *words, code=1).stderr.split())
+    assert (
+        f"{words[0]} was given with '{tmp_path}', which is a folder; it is for the name of a timm network"
+        in said
+    )
+
+
+def test_inspect_refuses_a_runtime_without_a_file():
+    said = call("inspect", "resnet18", "--runtime", "onnx", code=1).stderr
+    assert "--runtime onnx was given with 'resnet18', which is no file; it is for exported files" in " ".join(
+        said.split()
+    )
+
+
 def test_inspect_by_a_budget():
     shown = call("inspect", "resnet18", "--method", "kerneldna", "--budget", "0.8")
     assert "child of layer4.1.conv2  saves   2,226,935" in shown.stdout
