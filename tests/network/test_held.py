@@ -85,3 +85,35 @@ def test_a_child_in_a_list_cannot_be_fused():
     ):
         kd.fuse_(model, probe=X)
     assert held_past_torch(model).keys() == {"0.0"}  # and not the parent, which its child knows of
+
+
+@torch.no_grad()
+def test_a_list_of_stages_does_no_harm_where_they_stay():
+    class Staged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.stage = (
+                nn.Conv2d(3, 8, 3),
+                nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))),
+            )
+            self.stages = [self.stage]
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for stage in self.stages:
+                x = stage(x)
+            return x
+
+    model = kd.convert_(Staged(), kd.KernelDNA(patterns={"stage": "S-F-S-F"}), input_size=(3, 16, 16)).eval()
+    assert model.stages[0] is model.stage
+    kd.fuse_(model, probe=X)
+    longer = kd.KernelDNA(patterns={"stage": "S-F-S-F-S-S"})
+    model = kd.convert_(Staged(), longer, input_size=(3, 16, 16))
+    assert model.stages[0] is model.stage  # the blocks are put into it
+
+
+def test_a_gate_that_would_never_run_is_refused():
+    with pytest.raises(
+        ValueError, match=r"in the place of '1.0.norm2', but '1.0' holds it .*, so that it would never run"
+    ):
+        kd.plan(network(list), "se", input_size=(3, 16, 16))
