@@ -84,3 +84,25 @@ def test_a_stage_by_two_names_is_refused():
         ValueError, match=r"layer 'stages.0.blocks.0.mlp.fc1' twice, in 'stages.0' and in 'stages.0.blocks'"
     ):
         kd.plan(model, kd.KernelDNA(patterns=patterns, eligible="pointwise"))
+
+
+def test_a_unit_without_an_activation_is_refused():
+    class Block(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.conv2, self.act = nn.Conv2d(8, 8, 3, padding=1), act
+
+        def forward(self, x):
+            return self.conv2(self.act(self.bn1(self.conv1(x))))
+
+    def network(act):
+        return nn.Sequential(nn.Sequential(Block(act()), Block(act())), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    method, size = kd.KernelDNA(patterns={"0": "FF-FFS"}), (8, 6, 6)
+    deeper = kd.convert_(network(nn.ReLU), method, input_size=size)
+    assert isinstance(deeper.get_submodule("0.1.conv2.added0.act"), nn.ReLU)
+    with pytest.raises(
+        ValueError, match="units before '0.1.conv2' would be linear: no module of its own stands between it"
+    ):
+        kd.plan(network(lambda: torch.relu), method, input_size=size)

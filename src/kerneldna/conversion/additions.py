@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -101,9 +102,44 @@ def _deeper(layers: list[Layer], extra: int, stage: str) -> list[Layer]:
     return [*first, *units, replace(last, name=f"{last.name}.last")]
 
 
+def check_units(model: nn.Module, blocks: Iterable[Block], traced: Trace) -> None:
+    """Check that the units which deepen blocks have an activation.
+
+    Args:
+        model: The network as it is.
+        blocks: Those of a stage, as they will be.
+        traced: One run of it.
+
+    Raises:
+        ValueError: If one has none: two convolutions with a norm between them compute no more than one.
+    """
+    for host in {_host(la.name) for block in blocks if not block.added for la in block.layers if la.added}:
+        norm, act = _norm_and_act(model, host, traced)
+        if act is None and not any(norm.children()):  # timm's norms have their activation in them
+            raise ValueError(
+                f"units before {host!r} would be linear: no module of its own stands between it and the norm before it (an "
+                "activation called as a function, or one for several blocks?); give each block an activation module, as nn.ReLU()"
+            )
+
+
 def _deepened(model: nn.Module, name: str, traced: Trace, *, count: int) -> nn.Sequential:
     """Return the convolution called `name` behind `count` new conv-norm-act units made after the norm and act before it."""
     conv = surgery.get(model, name)
+    norm, act = _norm_and_act(model, name, traced)
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(count):
+        unit: OrderedDict[str, nn.Module] = OrderedDict(conv=surgery.fresh_copy(conv))
+        unit["conv"].stride = (1, 1)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        unit["norm"] = surgery.fresh_copy(norm)
+        if act is not None:
+            unit["act"] = copy.deepcopy(act)
+        parts[f"added{i}"] = nn.Sequential(unit)
+    return nn.Sequential(OrderedDict(**parts, last=conv))
+
+
+def _norm_and_act(model: nn.Module, name: str, traced: Trace) -> tuple[nn.Module, nn.Module | None]:
+    """Return the norm that runs before the convolution called `name`, and the module that runs behind it, if one does."""
+    conv: Any = surgery.get(model, name)
     order = [call.name for call in traced.calls]
     before = [surgery.get(model, other) for other in reversed(order[: order.index(name)])]
     channels = conv.in_channels
@@ -115,15 +151,7 @@ def _deepened(model: nn.Module, name: str, traced: Trace, *, count: int) -> nn.S
     between = [
         m for m in before[: before.index(norm)] if not any(m.children()) and not isinstance(m, nn.Identity)
     ]
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    for i in range(count):
-        unit: OrderedDict[str, nn.Module] = OrderedDict(conv=surgery.fresh_copy(conv))
-        unit["conv"].stride = (1, 1)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-        unit["norm"] = surgery.fresh_copy(norm)
-        if between:
-            unit["act"] = copy.deepcopy(between[-1])
-        parts[f"added{i}"] = nn.Sequential(unit)
-    return nn.Sequential(OrderedDict(**parts, last=conv))
+    return norm, between[-1] if between else None
 
 
 def _next_name(name: str, stage: str) -> str:

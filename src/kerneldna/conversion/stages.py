@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import nn
 
 from kerneldna.conversion import pattern as patterns_
-from kerneldna.conversion.additions import extended
+from kerneldna.conversion.additions import check_units, extended
 from kerneldna.conversion.pattern import Slot
 from kerneldna.conversion.plan import Block, Layer, Stage
 from kerneldna.conversion.rows import Row, every_second, pairs_of, rows_of
@@ -67,6 +67,7 @@ def lay_out(
         skipped += found.skipped
         wanted = patterns_.parse(text)
         blocks = extended(found.blocks, found.skipped, wanted, stage=name)
+        check_units(model, blocks, traced)
         pairs = patterns_.resolve(
             wanted, [[Slot(la.name, la.shape) for la in b.layers] for b in blocks], stage=name
         )
