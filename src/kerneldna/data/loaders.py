@@ -262,8 +262,7 @@ class _Batches:
         self, indices: torch.Tensor, batch_size: int, *, seed: int, rank: int, world_size: int
     ) -> None:
         self.indices, self.batch_size, self.seed = indices, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.batch = 0, 0
+        self.rank, self.world_size, self.epoch, self.batch = rank, world_size, 0, 0
 
     def __len__(self) -> int:
         return len(self.indices) // (self.batch_size * self.world_size)
@@ -297,6 +296,5 @@ def _limited(indices: torch.Tensor, limit: int | None) -> torch.Tensor:
     """Return which of the images are used: all, or `limit` of them, the same for every seed."""
     if limit is None or limit >= len(indices):
         return indices
-    return indices[
-        torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:limit].sort().values
-    ]
+    chosen = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:limit]
+    return indices[chosen.sort().values]
