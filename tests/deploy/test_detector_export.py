@@ -219,7 +219,7 @@ def test_wrong_use(options, message, detector, tmp_path):
 
 
 def test_training_mode_is_refused(detector, tmp_path):
-    with pytest.raises(ValueError, match=r"call model.eval\(\) before export"):
+    with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
         kd.export(copy.deepcopy(detector).train(), tmp_path / "m.onnx")
 
 

@@ -23,6 +23,7 @@ from kerneldna.compression.statistics import Statistics, kernels_of
 from kerneldna.conversion.convert import network_of, state_of
 from kerneldna.layers.marks import Borrower
 from kerneldna.network import surgery
+from kerneldna.network.mode import refuse_training
 from kerneldna.network.replaceable import irreplaceable, tied
 from kerneldna.network.surgery import InputSize, Trace
 from kerneldna.network.survey import Skip
@@ -152,10 +153,7 @@ def _check(model: nn.Module, kinds: Sequence[str]) -> None:
         raise ValueError(
             "the network was made inside torch.inference_mode, whose tensors know no gradients; make it outside"
         )
-    if any(module.training for module in model.modules()):
-        raise ValueError(
-            "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"
-        )
+    refuse_training(model)
     state = state_of(network_of(model))
     if "detector" in state_of(model):
         raise ValueError(

@@ -25,6 +25,7 @@ from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.settled import settled_mode, settled_way
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels, under
 from kerneldna.files import atomic_with_others
+from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.wrapped import refuse_wrapped
@@ -128,8 +129,7 @@ def export(
     check_target(path, target)
     check_size(batch, input_size)
     refuse_wrapped(model, "export")
-    if any(module.training for module in model.modules()):
-        raise ValueError("the network is in training mode; call model.eval() before export")
+    refuse_training(model)
     check_numbers(model, target)
     how = inside.noted(model, part) if preprocessing else None
     if whole := part is None and detector_export.is_detector(model):

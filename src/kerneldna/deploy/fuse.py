@@ -27,6 +27,7 @@ from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.network import surgery
+from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference
 from kerneldna.network.replaceable import held_past_torch, why_irreplaceable
 from kerneldna.network.wrapped import refuse_wrapped
@@ -185,10 +186,7 @@ def fused_copy(
 def _check(model: nn.Module, mode: str, *, calibrate: Any, recalibrate_norms: bool) -> None:
     if mode not in MODES:
         raise ValueError(suggest("mode", mode, MODES))
-    if any(module.training for module in model.modules()):
-        raise ValueError(
-            "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"
-        )
+    refuse_training(model)
     if fused := state_of(model).get("fused"):
         raise ValueError(
             f"this network is fused already, in {fused['mode']} mode; fuse a copy of the network as it was trained"

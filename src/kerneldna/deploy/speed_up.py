@@ -25,6 +25,7 @@ from kerneldna import timing
 from kerneldna.conversion.convert import set_state
 from kerneldna.deploy import prepare
 from kerneldna.network import surgery
+from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.progress import bar
@@ -232,10 +233,7 @@ def _checked(model: nn.Module, images: Tensor, precision: str, rounds: int) -> t
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; a time needs 1 or more")
     refuse_wrapped(model, "speed up")
-    if any(module.training for module in model.modules()):
-        raise ValueError(
-            "the network is in training mode, where BatchNorm depends on the batch; call model.eval() first"
-        )
+    refuse_training(model)
     if images.ndim != 4:
         raise ValueError(
             f"images are {tuple(images.shape)}; expected a batch (B, C, H, W), images[None] makes one of a single image"
