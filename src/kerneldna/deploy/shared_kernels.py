@@ -100,8 +100,12 @@ def shared_kernels(
 
 
 def _families(model: nn.Module) -> Iterator[Family]:
-    """Yield who is parent of whom in a network, and in networks inside it that are not fused, such as an encoder."""
-    for part, module in model.named_modules():
+    """Yield who is parent of whom in a network, and in networks inside it that are not fused, such as an encoder.
+
+    Layers that were cut off, as where only features are made, are left out.
+    """
+    there = dict(model.named_modules())
+    for part, module in there.items():
         state = state_of(module)
         if not state.get("plan") or state.get("fused"):
             continue
@@ -109,7 +113,9 @@ def _families(model: nn.Module) -> Iterator[Family]:
             parent, *children = (
                 f"{part}.{name}" if part else name for name in (family.parent, *family.children)
             )
-            yield replace(family, parent=parent, children=tuple(children))
+            if parent in there:
+                children = tuple(child for child in children if child in there)
+                yield replace(family, parent=parent, children=children)
 
 
 def _bases(

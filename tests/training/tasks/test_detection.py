@@ -55,7 +55,7 @@ def fit(recipe, folder, **options):
 
 
 def test_a_run_is_trained_measured_and_saved(recipe, coco, tmp_path):
-    result = fit(recipe("schedule.epochs=3"), tmp_path / "run")
+    result = fit(recipe("schedule.epochs=3", "optimizer.lr=0.0003"), tmp_path / "run")
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
     assert rows[0].startswith(
         "epoch,step,lr,train_loss,box_ap,box_ap50,box_ap75,box_aps,box_apm,box_apl,mask_ap,"
