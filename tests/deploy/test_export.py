@@ -14,6 +14,8 @@ from kerneldna.deploy.onnx_file import in_batches
 from kerneldna.registry import runtimes
 
 RUNTIMES = runtimes.names()
+# which compiles for half a minute
+SLOWLY = [pytest.param(n, marks=pytest.mark.slow if n == "aot_inductor" else ()) for n in RUNTIMES]
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def runtime(name):
     return found
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", SLOWLY)
 def test_a_file_computes_what_pytorch_does_at_any_batch_size(name, model, images, tmp_path):
     path = tmp_path / f"m{runtime(name).suffix}"
     written = kd.export(model, path, runtime=name, images=images)
@@ -163,9 +165,9 @@ def test_calibration_images_that_make_no_file(options, model, tmp_path):
     given = {"images": torch.randn(7, 3, 16, 16), "progress": False, **options}
     with pytest.raises(ValueError, match="calibration images hold NaN or infinity"):
         kd.export(model, tmp_path / "m.onnx", calibrate=torch.full((2, 3, 16, 16), torch.nan), **given)
-    with pytest.raises(ValueError, match="a generator is used up by the first"):
-        kd.export(model, tmp_path / "m.onnx", calibrate=iter([]), **given)
     if "compute" in options:
+        with pytest.raises(ValueError, match="a generator is used up by the first"):
+            kd.export(model, tmp_path / "m.onnx", calibrate=iter([]), **given)
         with pytest.raises(
             ValueError, match=r"images are \(3, 24, 24\) each, and the file takes \(3, 16, 16\)"
         ):
@@ -195,7 +197,7 @@ def test_fewer_calibration_images_than_the_batch(model, tmp_path):
         assert kd.export(model, tmp_path / "m.onnx", calibrate=images, **given, **options).difference < 0.5
 
 
-@pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "aot_inductor"])
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_threads_that_call_one_function_get_their_own_answers(name, model, tmp_path):
     path = tmp_path / f"m{runtime(name).suffix}"
     kd.export(model, path, runtime=name, input_size=(3, 64, 64))
@@ -234,7 +236,7 @@ def test_bf16_is_refused_where_there_is_none(name, tmp_path):
         kd.load_exported(file, runtime=name, precision="bf16")
 
 
-@pytest.mark.parametrize("method", [None, "se", "odconv"])
+@pytest.mark.parametrize("method", ["se", "odconv"])
 def test_other_networks(method, tmp_path):
     small = {"width": 0.125, "stem": "small", "layers": (1, 1, 1, 1)}
     model = kd.create_model("resnet18", method=method, num_classes=4, **small).eval()
