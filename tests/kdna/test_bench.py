@@ -56,7 +56,8 @@ def test_table_file_and_figure(tmp_path):
         "training,",
     ):
         assert text in shown.stdout
-    assert "…" not in shown.stdout and "different sizes" not in shown.stdout
+    assert "…" not in shown.stdout
+    assert "different sizes" not in shown.stdout
     assert "<svg" in figure.read_text()
 
 
