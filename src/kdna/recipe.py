@@ -18,6 +18,10 @@ def recipe(
     out: Annotated[
         Path | None, typer.Option(help="YAML file to write it to, to change and train by.")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Allow --out to be a file of another recipe, which is then lost."),
+    ] = False,
 ) -> dict[str, Any] | Document:
     """Print a recipe whole, with a comment for every key, and nothing else: a file to copy and change."""
     from kerneldna.files import write_text
@@ -35,5 +39,9 @@ def recipe(
     }
     if out is None:
         return Document(text.rstrip("\n"), facts)
+    if not overwrite and out.exists() and out.read_text(encoding="utf-8", errors="replace") != text:
+        raise FileExistsError(
+            f"'{out}' is there already, and holds something else; give another --out, or --overwrite to lose what it holds"
+        )
     write_text(out, text)
     return facts

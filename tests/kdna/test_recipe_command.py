@@ -50,6 +50,18 @@ def test_the_command_prints_and_writes_it(tmp_path):
     assert "did you mean 'resnet18-digits'" in call("recipe", "resnet18-digit", code=1).stderr
 
 
+def test_a_recipe_that_was_changed_by_hand_is_not_lost(tmp_path):
+    words = ("recipe", "resnet18-digits", "--out", tmp_path / "own.yaml")
+    call(*words)
+    call(*words)  # the same again loses nothing
+    changed = (tmp_path / "own.yaml").read_text() + "# mine\n"
+    (tmp_path / "own.yaml").write_text(changed)
+    assert "or --overwrite to lose what it holds" in " ".join(call(*words, code=1).stderr.split())
+    assert (tmp_path / "own.yaml").read_text() == changed
+    call(*words, "--overwrite")
+    assert "# mine" not in (tmp_path / "own.yaml").read_text()
+
+
 def test_version():
     shown = call("--version").stdout
     assert shown.startswith(
