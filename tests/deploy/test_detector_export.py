@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
 pytest.importorskip("onnxscript", reason="needs kerneldna[export]")
 pytest.importorskip("onnxruntime", reason="needs kerneldna[export]")
 
-KINDS = ["maskrcnn", "fasterrcnn", pytest.param("retinanet", marks=pytest.mark.slow)]
+KINDS = ["maskrcnn", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fasterrcnn", "retinanet"))]
 SIZES = ((100, 120), (130, 90), (64, 64))
 
 

@@ -236,7 +236,7 @@ def test_bf16_is_refused_where_there_is_none(name, tmp_path):
         kd.load_exported(file, runtime=name, precision="bf16")
 
 
-@pytest.mark.parametrize("method", ["se", "odconv"])
+@pytest.mark.parametrize("method", ["se", pytest.param("odconv", marks=pytest.mark.slow)])
 def test_other_networks(method, tmp_path):
     small = {"width": 0.125, "stem": "small", "layers": (1, 1, 1, 1)}
     model = kd.create_model("resnet18", method=method, num_classes=4, **small).eval()

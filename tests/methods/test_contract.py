@@ -19,7 +19,7 @@ SIZE = 48
 # One backbone of each kind. A peer works layer by layer, so in the quick suite it gets the shallowest with every kind of layer and
 # a block that repeats; KernelDNA's patterns name each block, so it gets the whole.
 KINDS = {
-    "resnet18": {},
+    "resnet18": {"layers": (2, 1, 1, 1)},
     "mobilenetv2_050": {"depth_multiplier": 0.34},
     "convnext_tiny": {"depths": (1, 1, 2, 1)},
 }
@@ -48,11 +48,10 @@ def cases(*, exported=False):
     """
     for method in METHODS:
         for backbone in kd.list_models():
-            quick = backbone != WIDER if method == "kerneldna" else KINDS.get(backbone) == {}
-            marks = () if quick else pytest.mark.slow
+            marks = () if method == "kerneldna" and backbone != WIDER else pytest.mark.slow
             yield pytest.param(Case(backbone, method), id=f"{backbone}-{method}", marks=marks)
             if method != "kerneldna" and (depth := KINDS.get(backbone)):
-                quick = method in ("se", "dyconv")
+                quick = backbone == "resnet18" or method in ("se", "dyconv")
                 if not exported:
                     quick |= method == "sharedbasis" or backbone.startswith("mobilenet")
                 marks = () if quick else pytest.mark.slow
