@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from kerneldna.deploy.calibrate import images_of
 from kerneldna.network import surgery
+from kerneldna.network.outputs import tensors_in
 
 Images = Tensor | Iterable[Any]
 BATCH = 16
@@ -75,7 +75,7 @@ def answers(model: nn.Module, images: Tensor) -> list[Tensor]:
     with surgery.evaluating(model):
         for batch in images.split(BATCH):
             answer = model(shown(model, batch))
-            leaves = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
+            leaves = tensors_in(answer)
             if not leaves or any(leaf.shape[:1] != batch.shape[:1] for leaf in leaves):
                 shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or f"a {type(answer).__name__}"
                 raise ValueError(

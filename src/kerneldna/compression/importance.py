@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from kerneldna.compression.images import shown
 from kerneldna.compression.statistics import Statistics
 from kerneldna.network import surgery
+from kerneldna.network.outputs import tensors_in
 from kerneldna.progress import bar
 
 BATCH = 8
@@ -71,7 +71,7 @@ def row_weights(
         for batch in bar(images.split(BATCH), text="Measuring what matters", on=progress):
             given.clear()
             answer = model(shown(model, batch))
-            leaves = [leaf for leaf in tree_leaves(answer) if isinstance(leaf, Tensor)]
+            leaves = tensors_in(answer)
             loss: Any = torch.zeros((), device=like.device)
             for leaf, variance in zip(leaves, variances, strict=True):
                 if leaf.requires_grad and math.isfinite(variance):

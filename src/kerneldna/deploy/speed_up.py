@@ -132,9 +132,8 @@ def speed_up(
         >>> logits = fast(images)  # doctest: +SKIP
     """
     given, expected = _checked(model, images, precision, rounds)
-    images = (
-        images.clone()
-    )  # the user's stay as they are, also where the network writes over what it is given
+    # the user's stay as they are, also where the network writes over what it is given
+    images = images.clone()
     # on the CPU in float32: elsewhere rounding (TF32, bf16) would look like a wrong result
     plain = prepare.laid_out(given, channels_last=False)
     fused = prepare.fused(plain, prefer=prefer)

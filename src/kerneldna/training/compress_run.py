@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,23 +152,26 @@ def plan_run(
         ValueError: As for `compress_run`; or `run_dir` is given for children, which have no curve.
     """
     asked = Asked(method, budget, of, images, refine)
-    if run_dir is None:
+    folder = None if run_dir is None else _for_plan(CompressFolder(run_dir), asked)
+    with run_lock(folder.path) if folder else nullcontext():
         trained, recipe, _ = opened(network, data, weights)
-        return laid_out(asked, trained, recipe, progress=progress)
+        laid = laid_out(asked, trained, recipe, cache=folder and folder.measured, progress=progress)
+        if folder and isinstance(laid, CompressionPlan):
+            _draw(curve_of(laid), folder)
+    return laid
+
+
+def _for_plan(folder: CompressFolder, asked: Asked) -> CompressFolder:
+    """Return a folder that a plan's curve can be drawn in."""
     if asked.method != BASES:
         raise ValueError(
-            f"run_dir='{run_dir}' was given for a plan with method={asked.method!r}, which has no curve to draw; leave run_dir= out"
+            f"run_dir='{folder.path}' was given for a plan with method={asked.method!r}, which has no curve to draw; leave "
+            "run_dir= out"
         )
-    folder = CompressFolder(run_dir)
     if folder.facts.exists():
         raise FileExistsError(f"'{folder.path}' already holds a compression; give another run_dir=")
     _check_no_training(folder)
-    with run_lock(folder.path):
-        trained, recipe, _ = opened(network, data, weights)
-        laid = laid_out(asked, trained, recipe, cache=folder.measured, progress=progress)
-        if isinstance(laid, CompressionPlan):
-            _draw(curve_of(laid), folder)
-    return laid
+    return folder
 
 
 def _check_no_training(folder: CompressFolder) -> None:
