@@ -73,7 +73,7 @@ def _equal_size(size: str) -> list[Cell]:
     # factors on the width of the size: 0.14 to 0.30 of ResNet18 where it is a quarter
     scale = 4 if size == "full" else 1
     narrow = {
-        w: Cell(f"plain, width {w:.2f}", "resnet18", width=round(w * scale, 4))
+        w: Cell(f"plain, width {w * scale:.2f}", "resnet18", width=round(w * scale, 4))
         for w in (0.14, 0.18, 0.22, 0.30)
     }
     # each beside the plain network of about its size, and what it was made from
@@ -190,9 +190,9 @@ def _peers(size: str) -> list[Cell]:
 
 
 def _larger(size: str) -> list[Cell]:
-    rows = {cell.label: cell for cell in _equal_size(size)}
-    deeper = replace(rows["KernelDNA FS-SF-SF"], against=("plain",))
-    return [*(rows[name] for name in ("plain", "plain, width 0.18", "copying FS-SF")), deeper]
+    plain, narrowed, copying, *others = _equal_size(size)
+    deeper = next(cell for cell in others if cell.label == "KernelDNA FS-SF-SF")
+    return [plain, narrowed, copying, replace(deeper, against=("plain",))]
 
 
 _ROWS = {name: globals()[f"_{name}"] for name in STUDIES}

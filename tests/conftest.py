@@ -39,9 +39,14 @@ settings.register_profile("long", settings.get_profile("quick"), max_examples=10
 settings.load_profile("quick")
 
 
-def pytest_configure() -> None:
-    """Compute with one thread: `make test` starts a process for each core, and a test alone gives the numbers it gives there."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Compute with one thread: `make test` starts a process for each core, and a test alone gives the numbers it gives there.
+
+    And on the CPU, unless tests of a GPU are asked for: a GPU does not repeat a run bit for bit.
+    """
     torch.set_num_threads(1)
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import kdna
 import kerneldna.files
 from kerneldna.files import (
     atomic,
@@ -197,6 +198,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
 def test_no_file_of_the_library_writes_json_by_itself():
     """It would write NaN; `kerneldna.files` refuses it."""
     written = re.compile(r"json\.dump\(|(write_text|write)\([^\n]*json\.dumps\(")
-    source = Path(kerneldna.files.__file__).parents[1]
-    found = [path.name for path in source.rglob("*.py") if written.search(path.read_text(encoding="utf-8"))]
-    assert found == []
+    packages = [Path(package.__file__).parent for package in (kdna, kerneldna)]
+    files = [path for package in packages for path in package.rglob("*.py")]
+    assert [path.name for path in files if written.search(path.read_text(encoding="utf-8"))] == []

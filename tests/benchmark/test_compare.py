@@ -241,6 +241,5 @@ def test_on_a_gpu():
         *parse(["resnet18", "resnet18/kerneldna"], width=0.125), setup=setup, runtimes=["eager", "compiled"]
     ).rows
     assert [row.error for row in rows] == [None] * 4
-    assert all(
-        row.memory_bytes > 4 * row.parameters and row.training_memory_bytes > row.memory_bytes for row in rows
-    )
+    bytes_of = [(4 * row.parameters, row.memory_bytes, row.training_memory_bytes) for row in rows]
+    assert bytes_of == [tuple(sorted(each)) for each in bytes_of]

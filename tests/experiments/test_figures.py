@@ -49,9 +49,9 @@ def test_equal_size_is_drawn_from_its_runs(drawn, make, tmp_path):
 
 
 def test_the_title_names_the_width_of_the_study(drawn, make, tmp_path):
-    folder = make("equal_size", "full", {"plain, width 0.18": (0.9,)}, dataset="cifar100")
+    folder = make("equal_size", "full", {"plain, width 0.72": (0.9,)}, dataset="cifar100")
     seen = drawn("--size", "full", "--dataset", "cifar100", "--results", folder, "--out", tmp_path)
-    assert seen["title"] == "ResNet18 on CIFAR-100, 32 px, 60 epochs"
+    assert seen["title"] == "ResNet18 on CIFAR-100, 32 px, 25 epochs"
 
 
 def test_without_runs_it_says_how_to_make_some(drawn, tmp_path):
