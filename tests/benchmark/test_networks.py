@@ -53,6 +53,13 @@ def test_no_kernel_is_zero_throughout():
     assert all(p.any() for name, p in model.named_parameters() if name.endswith("weight"))
 
 
+@torch.no_grad()
+def test_an_untrained_network_gives_numbers():
+    """Each layer of DCD multiplies its input by what it makes of it: without norms that have seen images it overflows."""
+    model = parse(["resnet18/dcd"], width=0.25)[0].build()
+    assert 1e-3 < float(model(torch.randn(2, 3, 64, 64)).abs().mean()) < 1e3
+
+
 def test_all_is_the_plain_network_and_every_method():
     labels = [each.label for each in parse(["resnet18/all", "resnet18/se"])]
     assert labels == ["resnet18", *(f"resnet18/{name}" for name in kd.list_methods())]

@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from kerneldna.conversion.convert import Method
+from kerneldna.deploy.calibrate import recalibrate_norms_
 from kerneldna.models import create_model
+from kerneldna.network import surgery
 from kerneldna.reading.shown import shown
 from kerneldna.registry import methods, suggest
 from kerneldna.training.opened_run import OpenedRun
@@ -143,10 +145,14 @@ def _unshared(method: Any) -> Method | None:
 
 
 def _comparable(model: nn.Module) -> nn.Module:
-    """Fill in what an untrained network has at zero: a runtime may leave a kernel of zeros out, and be fast for no reason."""
+    """Give an untrained network values such as trained ones have: numbers that vanish or overflow take a time of their own.
+
+    A runtime may leave a kernel of zeros out, and a network whose norms have seen no image may end in infinities.
+    """
     for module in model.modules():
         weight = getattr(module, "weight", None)
         # the last norm of a residual branch starts at 0
         if isinstance(module, nn.modules.batchnorm._NormBase) and weight is not None and not weight.any():
             torch.nn.init.ones_(weight)
+    recalibrate_norms_(model, [surgery.probe(model, surgery.input_size_of(model), batch=2)], progress=False)
     return model.eval()
