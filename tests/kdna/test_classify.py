@@ -68,6 +68,16 @@ def onnx_file(run) -> Path:
     return Path(last_line(call("export", run, "--no-progress"))["file"])
 
 
+@pytest.fixture(scope="module")
+def files(run, onnx_file, tmp_path_factory) -> dict[str, Path]:
+    """The run as a file of each runtime."""
+    made = {"onnx": onnx_file}
+    for runtime, name in (("openvino", "m.xml"), ("torch_export", "m.pt2")):
+        made[runtime] = tmp_path_factory.mktemp(runtime) / name
+        call("export", run, "--runtime", runtime, "--out", made[runtime], "--no-progress")
+    return made
+
+
 def folders(photos: Path) -> list[Path]:
     return [photos / "val" / name for name in NAMES]
 
@@ -80,16 +90,13 @@ def code_of(page: str, file: str) -> str:
     return code
 
 
-def test_every_way_gives_the_same_accuracy_and_answers(run, onnx_file, photos, tmp_path):
+def test_every_way_gives_the_same_accuracy_and_answers(run, files, photos, tmp_path):
     """The run and its file, by kdna eval, by kdna predict, and by the lines of the docs."""
-    ends = {"torch_export": "m.pt2", "openvino": "m.xml"}
-    for runtime, name in ends.items():
-        call("export", run, "--runtime", runtime, "--out", tmp_path / name, "--no-progress")
     forms = [
         (run, []),
-        (onnx_file, []),
-        (tmp_path / "m.xml", []),
-        (tmp_path / "m.pt2", ["--runtime", "torch_export"]),
+        (files["onnx"], []),
+        (files["openvino"], []),
+        (files["torch_export"], ["--runtime", "torch_export"]),
     ]
     answers, top1 = [], []
     for path, words in forms:
@@ -100,16 +107,16 @@ def test_every_way_gives_the_same_accuracy_and_answers(run, onnx_file, photos, t
         listed = json.loads((out / "predictions.json").read_text())
         answers.append([entry["predictions"][0]["label"] for entry in listed])
     space: dict = {}
-    exec(code_of("photos.md", "photos.onnx").replace("photos.onnx", onnx_file.as_posix()), space)
-    files = [entry["image"] for entry in listed]
-    answers.append([space["classify"](file) for file in files])
+    exec(code_of("photos.md", "photos.onnx").replace("photos.onnx", files["onnx"].as_posix()), space)
+    seen = [entry["image"] for entry in listed]
+    answers.append([space["classify"](file) for file in seen])
     top1.append(
         round(
-            np.mean([Path(file).parent.name == name for file, name in zip(files, answers[-1], strict=True)]),
+            np.mean([Path(file).parent.name == name for file, name in zip(seen, answers[-1], strict=True)]),
             6,
         )
     )
-    assert len(files) == 54
+    assert len(seen) == 54
     assert 0.2 < top1[0] < 1  # neither by chance, nor too easy to tell
     assert top1 == [pytest.approx(top1[0], abs=1e-6)] * 9
     assert all(each == answers[0] for each in answers)
@@ -217,7 +224,7 @@ def test_a_file_of_a_fixed_batch(run, photos, tmp_path):
     ]
 
 
-def test_inspect_says_the_same_of_every_form(run, onnx_file, tmp_path):
+def test_inspect_says_the_same_of_every_form(run, files):
     whole = last_line(call("inspect", run))
     assert whole["classes"] == list(NAMES)
     assert (whole["preprocessing"]["resize"], whole["preprocessing"]["mean"]) == (18, [0.5, 0.5, 0.5])
@@ -225,10 +232,7 @@ def test_inspect_says_the_same_of_every_form(run, onnx_file, tmp_path):
     shown = call("inspect", run)
     assert "images: shorter side to 18 px (bicubic), centre 16 x 16 px of it" in shown.stdout
     assert "multiply-accumulates for one 3x16x16 image" in shown.stdout
-    for runtime, name in {"onnx": onnx_file, "openvino": "m.xml", "torch_export": "m.pt2"}.items():
-        path = tmp_path / name
-        if not path.exists():
-            call("export", run, "--runtime", runtime, "--out", path, "--no-progress")
+    for runtime, path in files.items():
         words = ["--runtime", runtime] if path.suffix == ".pt2" else []
         shown = call("inspect", path, *words)
         facts = last_line(shown)["facts"]

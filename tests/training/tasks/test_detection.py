@@ -93,6 +93,7 @@ def by_pycocotools(truth, folder, figures):
         assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow  # `training/test_trainer.py` and `test_distillation.py` have it in every run
 def test_a_stopped_run_goes_on_exactly(recipe, tmp_path, monkeypatch):
     given = recipe("augment.flip=0.5", "detection.scales=[48]", "schedule.val_every=2", "ema=0.9")
     fit(given, tmp_path / "whole")
@@ -124,7 +125,7 @@ def test_boxes_alone(recipe, tmp_path, kind):
     assert result.mask_ap is None
 
 
-@pytest.mark.parametrize("norm", ["frozen", "sync"])
+@pytest.mark.parametrize("norm", ["frozen", pytest.param("sync", marks=pytest.mark.slow)])
 def test_what_is_frozen_stays(recipe, tmp_path, norm):
     given = recipe(
         f"detection.norm={norm}",
