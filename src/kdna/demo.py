@@ -24,17 +24,15 @@ def demo(
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> dict[str, Any]:
     """Train a plain and a KernelDNA ResNet18 on scanned digits, export and fuse both, compare them in report.html."""
-    from kerneldna.report import summary
     from kerneldna.report.page import report
+    from kerneldna.report.times import timed
 
     _require("onnx", "onnxscript", "onnxruntime")
     outcomes = []
     for label, name in RECIPES.items():
         say(f"{label}: {name}")
         outcomes.append(_train(label, name, out / name, epochs=epochs, progress=progress))
-    runs = summary.timed(
-        [each.run for each in outcomes], [each.fused for each in outcomes], progress=progress
-    )
+    runs = timed([each.run for each in outcomes], [each.fused for each in outcomes], progress=progress)
     page = out / "report.html"
     report(runs, page, title="kerneldna demo", note=NOTE, command="kdna demo")
     _print_figures(runs)

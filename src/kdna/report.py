@@ -41,7 +41,7 @@ def report(
     from kerneldna import checkpoint
     from kerneldna.files import check_file_to_write
     from kerneldna.progress import bar
-    from kerneldna.report import summary
+    from kerneldna.report import summary, times
     from kerneldna.report.against import held_against_original
     from kerneldna.report.page import detector_report
     from kerneldna.report.page import report as write
@@ -87,9 +87,9 @@ def report(
         for index in bar(range(len(rows)), text="Comparing layers", on=progress):
             found[index] = replace(found[index], cka=summary.similarities(names, models, index))
     if time:
-        found = summary.timed(found, models, rounds=rounds, progress=progress)
+        found = times.timed(found, models, rounds=rounds, progress=progress)
     notes = [
-        f"Timed in turn on one CPU thread, fused: one image, and batches of {summary.BATCH}." if time else "",
+        f"Timed in turn on one CPU thread, fused: one image, and batches of {times.BATCH}." if time else "",
         "Where a row stands for several seeds, its network is that of the first."
         if any(r.top1_seeds for r in found)
         else "",

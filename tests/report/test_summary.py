@@ -1,7 +1,6 @@
 """Run folders that were written, not trained: what a report reads in them."""
 
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -17,7 +16,6 @@ from kerneldna.report.summary import (
     similarities,
     summarize,
     summarize_detector,
-    timed,
 )
 from kerneldna.training.run_folder import RunFolder
 
@@ -145,13 +143,3 @@ def test_similarities_with_itself_and_the_first(network, plain):
 def test_a_network_of_kernels_made_for_each_image_has_no_similarity(plain, method):
     other = kd.create_model("resnet18", method=method, num_classes=10, width=0.125, stem="small")
     assert similarities(["plain", "other"], [plain, other], 1) == []
-
-
-def test_networks_are_timed_in_turn_against_the_first(write, network, plain):
-    run = summarize("dna", network, [write("run")])
-    first, second = timed([replace(run, name="plain"), run], [plain, network], rounds=3)
-    assert first.latency_ratio == 1
-    assert first.latency_spread == (1, 1)
-    assert second.latency_ratio > 0
-    assert second.latency_spread[0] <= second.latency_ratio <= second.latency_spread[1]
-    assert first.images_per_second > 0 < second.images_per_second

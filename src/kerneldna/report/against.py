@@ -8,7 +8,7 @@ from torch import nn
 
 from kerneldna.report.compressed import compared, original_of
 from kerneldna.report.run_report import RunReport
-from kerneldna.report.summary import timed
+from kerneldna.report.times import timed
 from kerneldna.training.run_folder import RunFolder
 
 

@@ -10,21 +10,16 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from kerneldna import timing
 from kerneldna.analysis.cka import kernel_cka
 from kerneldna.analysis.spatial import spatial_attentions
 from kerneldna.checkpoint import WEIGHTS
-from kerneldna.conversion.convert import describe, input_size_of, plan_of
-from kerneldna.deploy.prepare import fused
+from kerneldna.conversion.convert import describe, plan_of
 from kerneldna.deploy.runtime import is_compiled
-from kerneldna.network import surgery
 from kerneldna.registry import tasks
 from kerneldna.report.answers import answers_of
 from kerneldna.report.compressed import compression_of
@@ -32,7 +27,6 @@ from kerneldna.report.run_facts import facts_of
 from kerneldna.report.run_report import Curves, DetectorReport, RunReport
 from kerneldna.training.run_folder import RunFolder, weights_depend_on
 
-BATCH = 8
 # by more than this an accuracy does not move with the number format or the machine
 MOVED = 0.01
 ENDINGS = (".onnx", ".pt2")
@@ -200,38 +194,6 @@ def similarities(names: Sequence[str], models: Sequence[nn.Module], index: int) 
     return found
 
 
-@torch.no_grad()
-def timed(
-    runs: Sequence[RunReport], models: Sequence[nn.Module], *, rounds: int = 30, progress: bool = False
-) -> list[RunReport]:
-    """Return the runs with their time against the first run's (one image) and images/s (batches of 8).
-
-    The networks are timed in turn, fused, on one CPU thread, each on images of its own size.
-
-    Args:
-        runs: What is known of the networks.
-        models: The networks in eval mode, fused or not, in the order of `runs`.
-        rounds: How many times each is timed on one image; on batches a third of that.
-        progress: Show progress bars.
-    """
-    ready = [fused(model) for model in models]
-    with timing.machine(1):
-        one = _times(ready, 1, rounds, text="Timing one image", progress=progress)
-        many = _times(ready, BATCH, -(-rounds // 3), text="Timing batches", progress=progress)
-    found = []
-    for run, single, batch in zip(runs, one, many, strict=True):
-        ratios = [own / reference for own, reference in zip(single, one[0], strict=True)]
-        found.append(
-            replace(
-                run,
-                latency_ratio=statistics.median(ratios),
-                latency_spread=timing.quartiles(ratios),
-                images_per_second=1000 * BATCH / statistics.median(batch),
-            )
-        )
-    return found
-
-
 def _top1(folder: RunFolder) -> float:
     if (top1 := folder.read_figure("top1")) is None:
         raise ValueError(
@@ -249,24 +211,6 @@ def _measured_on(folder: RunFolder) -> str:
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _times(
-    models: Sequence[nn.Module], batch: int, rounds: int, *, text: str, progress: bool
-) -> list[list[float]]:
-    """Return the milliseconds of each network by round."""
-    calls = {
-        index: partial(model, surgery.probe(model, input_size_of(model), batch=batch))
-        for index, model in enumerate(models)
-    }
-    for call in (call for call in calls.values() for _ in range(3)):
-        call()
-    times, errors, stopped = timing.interleave(calls, rounds=rounds, text=text, progress=progress)
-    if stopped:
-        raise KeyboardInterrupt
-    for error in errors.values():
-        raise error
-    return [times[index] for index in calls]
 
 
 def _similarity(model: nn.Module, other: nn.Module | None) -> Mapping[str, Any]:
