@@ -91,7 +91,7 @@ def _print_figures(runs: list[Any]) -> None:
             f"{run.macs / 1e6:.1f}",
             f"{run.stored_bytes / 1024:,.0f}",
             f"{run.top1:.1%}",
-            f"{run.latency_ratio:.2f} x plain",
+            "-" if run.latency_ratio is None else f"{run.latency_ratio:.2f} x plain",
         )
         for run in runs
     ]
