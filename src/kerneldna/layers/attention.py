@@ -6,6 +6,7 @@ import torch
 from timm.layers.squeeze_excite import SqueezeExcite
 from torch import Tensor, nn
 
+from kerneldna.layers.marks import OneNode
 from kerneldna.layers.start import draw_layer_
 
 NORMS = ("batch", "none")
@@ -13,7 +14,7 @@ START = 0.5  # where a sigmoid starts
 MOMENTUM = 0.1  # of the gate's running mean; that of BatchNorm
 
 
-class Gate(nn.Module):
+class Gate(OneNode):
     """What scales each channel of a map by a value of each image's own: `y = x * gate(x)`.
 
     Args:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from kerneldna.layers.marks import Scheduled
+from kerneldna.layers.marks import OneNode, Scheduled
 from kerneldna.layers.start import draw_, draw_layer_
 from kerneldna.registry import suggest
 
@@ -22,7 +22,7 @@ NORMS = ("batch", "layer", "none")
 ConvOrLinear = nn.Conv2d | nn.Linear
 
 
-class DynamicLayer(nn.Module):
+class DynamicLayer(OneNode):
     """What stands around a kernel that is made for each image: the shape and the bias of the layer it replaces.
 
     Args:

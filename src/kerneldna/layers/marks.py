@@ -1,8 +1,8 @@
 """What the rest of the library knows a module by: a class of its own, never an attribute, which another's module may have too.
 
-A `StandIn` stands for plain modules, which its `fused()` returns. A `Scheduled` moves while a network trains. A `Startable` begins
-otherwise where a network is trained from scratch. A `Borrower` computes with something that another module of the network owns, a
-module or what a `Lender` lends.
+A `OneNode` is not looked into by torch.fx. A `StandIn` stands for plain modules, which its `fused()` returns. A `Scheduled` moves
+while a network trains. A `Startable` begins otherwise where a network is trained from scratch. A `Borrower` computes with something
+that another module of the network owns, a module or what a `Lender` lends.
 
 A network that is cut between the two has lost it without a word: `state_dict()` does not have it. So `check_loans` refuses it, and
 so does a strict `load_state_dict`, where a borrower misses what its owner was not given.
@@ -10,15 +10,38 @@ so does a strict `load_state_dict`, where a borrower misses what its owner was n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 
-class StandIn(nn.Module):
+class OneNode(nn.Module):
+    """A module that torch.fx takes as one node of its graph, as it takes those of torch.nn: its `forward` asks about its input."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = _as_one_node(cls.forward)
+
+
+def _as_one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, Proxy):
+            tracer: Any = x.tracer
+            path = tracer.path_of_module(self)
+            return tracer.create_proxy("call_module", path, (x, *args), kwargs)
+        return forward(self, x, *args, **kwargs)
+
+    return call
+
+
+class StandIn(OneNode):
     """A module that stands for plain ones, which take its place when a network is fused."""
 
     def fused(self, mean: Tensor | None = None) -> nn.Module:

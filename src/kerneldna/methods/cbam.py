@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import check_options, full_precision
+from kerneldna.layers.marks import OneNode
 from kerneldna.layers.start import draw_, oppose_
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
@@ -77,7 +78,7 @@ class CBAM:
             survey.put_behind_(model, change.name, gate)
 
 
-class CBAMGate(nn.Module):
+class CBAMGate(OneNode):
     """Scale the channels of a map, then its positions; under autocast the gates are computed in float32.
 
     Args:

@@ -25,6 +25,7 @@ from kerneldna.layers.dynamic import (
     mix,
 )
 from kerneldna.layers.handover import Passes
+from kerneldna.layers.marks import OneNode
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.survey import Skip, Survey
@@ -124,7 +125,7 @@ class CondConv:
             surgery.replace_(model, name, routed.train(block.training))
 
 
-class RoutedBlock(nn.Module):
+class RoutedBlock(OneNode):
     """A block whose dynamic convolutions share one routing, computed from the block's input.
 
     The routing lies in the pass, not on the layers: passes of several threads, and one inside another, have each their own.
@@ -181,7 +182,7 @@ class CondConv2d(DynamicLayer):
         return self.convolve(x, mix(routing, self.experts))
 
 
-class CondLinear(nn.Module):
+class CondLinear(OneNode):
     """A classifier whose matrix is mixed for each image by a routing of its own; it has no bias.
 
     Args:

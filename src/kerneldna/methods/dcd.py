@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import ConvOrLinear, DynamicLayer, check_options, full_precision
+from kerneldna.layers.marks import OneNode
 from kerneldna.layers.start import draw_
 from kerneldna.network import surgery, survey
 from kerneldna.network.scope import layers_in, named
@@ -170,7 +171,7 @@ class DCDConv2d(DynamicLayer):
         return self.convolve(x, self.weight.reshape(1, *self.kernel_shape), scale=lam) + residual
 
 
-class DCDLinear(nn.Module):
+class DCDLinear(OneNode):
     """A classifier scaled for each image, beside a residual of low rank made for each; rank and hidden width are 32.
 
     Args:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
 from kerneldna.layers.dynamic import full_precision
+from kerneldna.layers.marks import OneNode
 from kerneldna.network import surgery, survey
 from kerneldna.network.surgery import InputSize
 from kerneldna.registry import methods
@@ -95,7 +96,7 @@ class ECA:
         )
 
 
-class ECAGate(nn.Module):
+class ECAGate(OneNode):
     """Scale each channel by a gate computed from the means of its neighbours; under autocast in float32.
 
     Args:
