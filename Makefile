@@ -17,8 +17,9 @@ demo: $(INSTALLED)  ## train, fuse and compare a small model
 test: $(INSTALLED)  ## run the fast tests, one process per core (make test WORKERS=1 for one)
 	$(PYTEST)
 
-test-all: $(INSTALLED)  ## run every test, the slow and GPU ones too
-	$(PYTEST) -m ""
+test-all: $(INSTALLED)  ## run every test: the slow ones too, and those of a GPU where there is one
+	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m gpu
 
 lint: $(INSTALLED)  ## check style and formatting
 	$(BIN)/ruff check .

@@ -42,11 +42,17 @@ settings.load_profile("quick")
 def pytest_configure(config: pytest.Config) -> None:
     """Compute with one thread: `make test` starts a process for each core, and a test alone gives the numbers it gives there.
 
-    And on the CPU, unless tests of a GPU are asked for: a GPU does not repeat a run bit for bit.
+    And on the CPU, but for `pytest -m gpu`: a GPU does not repeat a run bit for bit.
     """
     torch.set_num_threads(1)
-    if "not gpu" in config.option.markexpr:
+    if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of a GPU where none is seen."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and pytest -m gpu")
 
 
 @pytest.fixture
