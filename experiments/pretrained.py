@@ -8,8 +8,8 @@ trains that on, equally long, without labels where it is compressed, with them w
 experiments/results/pretrained/ and is then skipped.
 
 basis      kd.compress: bases of filters, shared or not, whichever damages less; after the fit, after refinement, distilled
-shared     every set of like layers shares a basis
-lowrank    every layer has a basis of its own: low rank, chosen and fitted in the same way
+shared     every set of like layers shares a basis, whichever would damage less
+lowrank    kd.compress(share=False): every layer has a basis of its own, low rank
 copy       KernelDNA's children as copies of their parents, distilled
 pruned     the same share of channels removed from every layer by Torch-Pruning, those of least magnitude, to as many parameters
            (pruned_macs: to as few MACs as `basis` leaves), distilled
@@ -42,9 +42,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import kerneldna as kd
-from kerneldna.compression.candidates import Candidate
 from kerneldna.compression.compress import carried_out
-from kerneldna.compression.fit import Spectrum
 from kerneldna.compression.measure import Measured, measure
 from kerneldna.compression.plan import planned
 from kerneldna.files import write_json
@@ -58,18 +56,6 @@ def sizes(network: nn.Module) -> dict[str, int]:
     """Return the parameters and multiply-accumulates of a network."""
     found = kd.describe(network, input_size=(3, CUT, CUT)).size
     return {"parameters": found.parameters, "macs": found.macs}
-
-
-def alone(measured: Measured) -> Measured:
-    """Return what was measured without the bases that layers would share."""
-    found: list[tuple[Candidate, Spectrum, float]] = []
-    for place, candidate in enumerate(measured.candidates):
-        bases = measured.own[place] or (measured.shared[place],)
-        for layer, positions, basis in zip(candidate.layers, candidate.positions, bases, strict=True):
-            one = replace(candidate, layers=(layer,), positions=(positions,))
-            found.append((one, basis, measured.scales[place]))
-    candidates, bases, scales = zip(*found, strict=True)
-    return replace(measured, candidates=candidates, shared=bases, own=((),) * len(found), scales=scales)
 
 
 class Rows:
@@ -155,9 +141,7 @@ class Rows:
             measured = self.measured
             if kind == "shared":
                 measured = replace(measured, own=tuple(() for _ in measured.own))
-            elif kind == "lowrank":
-                measured = alone(measured)
-            laid = planned(measured, budget=budget)
+            laid = planned(measured, budget=budget, share=kind != "lowrank")
             found["predicted"] = laid.damage
             if kind == "basis":
                 found["fitted"] = accuracy(

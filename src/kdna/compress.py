@@ -32,6 +32,12 @@ def compress(
     ] = "sharedbasis",
     budget: Annotated[float, typer.Option(help="Share of the network to keep, 0-1.")] = 0.5,
     of: Annotated[str, typer.Option(help="What it is a share of: parameters or macs.")] = "parameters",
+    share: Annotated[
+        bool | None,
+        typer.Option(
+            help="Let layers share bases; --no-share is low rank, layer by layer. Default: --share."
+        ),
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Training images to plan and fit on. Default: 256.")
     ] = None,
@@ -67,6 +73,7 @@ def compress(
         "weights": weights,
         "budget": budget,
         "of": of,
+        "share": share,
         "images": images,
         "refine": refine,
         "progress": progress,

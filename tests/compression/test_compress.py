@@ -18,6 +18,7 @@ from kerneldna.compression.plan import planned
 from kerneldna.compression.refine import refine_
 from kerneldna.conversion.convert import set_state
 from kerneldna.layers.basis import Mixed
+from kerneldna.network import surgery
 from kerneldna.registry import methods
 
 
@@ -89,6 +90,22 @@ def test_predicted_and_real_damage_have_one_order(measured: Measured, unseen: Te
     assert len(real) >= 12
     ranks = torch.stack([torch.tensor(each).argsort().argsort().double() for each in (predicted, real)])
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.9
+
+
+@pytest.mark.parametrize("of", ["parameters", "macs"])
+def test_without_sharing_each_layer_has_a_basis_of_its_own(measured: Measured, unseen: Tensor, of: str):
+    laid = planned(measured, budget=0.6, of=of, share=False)
+    assert {len(each.layers) for each in laid.sets} == {1}
+    assert sorted(each.layers[0] for each in laid.sets) == sorted(
+        name for candidate in measured.candidates for name in candidate.layers
+    )
+    # a plan that may share has this one among its own
+    assert laid.damage >= planned(measured, budget=0.6, of=of).damage
+    small = carried_out(measured, laid, progress=False)
+    before, after = (laid.parameters, laid.macs)[of == "macs"]
+    assert after <= 0.6 * before
+    assert surgery.parameters_of(small) == laid.parameters[1]
+    assert moved(measured.model, small, unseen) < 0.5
 
 
 def test_the_curve_falls_with_size_and_prints(measured: Measured):

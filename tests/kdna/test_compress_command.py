@@ -75,12 +75,13 @@ def test_another_network_is_not_taken_for_the_one_that_is_there(run, small, tmp_
         ((other,), f"holds a compression with network='{run}', and network='{other}' was asked for"),
         ((run, "--images", 32), "with --images 64, and --images 32 was asked for"),
         ((run, "--no-refine"), "and --no-refine was asked for"),
+        ((run, "--no-share"), "and --no-share was asked for"),
         ((run, "--data", "cifar10"), "and --data cifar10 was asked for"),
     ):
         assert said in call("compress", *more, *words, code=1).output.replace("\n", " ")
     left = small[0] / "measured"  # by a process that was killed when all was written
     left.mkdir()
-    assert last_line(call("compress", run, "--refine", *words)) == small[1]
+    assert last_line(call("compress", run, "--refine", "--share", *words)) == small[1]
     assert not left.exists()
 
 
@@ -140,6 +141,7 @@ def test_a_plan_of_children(run):
             "--images 64 was given with --method kerneldna, whose children start as copies",
         ),
         (["--no-refine"], "--no-refine was given with --method kerneldna"),
+        (["--no-share"], "--no-share was given with --method kerneldna"),
         (["--budget", "0.2"], "0.477 can be reached. Give a larger budget"),
         (["--budget", "2"], "budget is 2.0; expected the share"),
         (["--method", "odconv"], "unknown method that compresses 'odconv'"),

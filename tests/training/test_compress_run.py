@@ -21,6 +21,7 @@ def test_notes_that_are_none(tmp_path, text):
         ('"asked": {"network": "a"}', {"network": "b"}, "with network='a', and network='b' was asked for"),
         ('"asked": {"images": null}', {"images": 64}, "with images=None, and images=64 was asked for"),
         ('"asked": {"refine": false}', {"refine": True}, "with refine=False, and refine=True was asked for"),
+        ('"asked": {}', {"share": False}, "with share=None, and share=False was asked for"),
         ('"asked": {"weights": "x.pth"}', {"weights": "y.pth"}, "with weights='x.pth', and weights='y.pth'"),
     ],
 )
@@ -34,7 +35,7 @@ def test_what_it_was_made_with(tmp_path, noted, given, message):
     ("noted", "given"),
     [
         ('"of": "parameters", "budget": 0.5', {}),  # as 0.1 wrote it
-        ('"asked": {"images": null, "refine": null}', {"images": 256, "refine": True}),
+        ('"asked": {"images": null, "refine": null}', {"share": True, "images": 256, "refine": True}),
         ('"asked": {"network": "a", "data": "digits", "weights": "x.pth", "images": 64}', {}),
     ],
 )

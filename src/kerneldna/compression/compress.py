@@ -33,6 +33,7 @@ def compress(
     *,
     budget: float = 0.5,
     of: str = "parameters",
+    share: bool = True,
     refine: bool | int = True,
     layers: str | Sequence[str] = "*",
     kinds: str | Sequence[str] = KINDS,
@@ -53,6 +54,8 @@ def compress(
             of (images, labels).
         budget: The share of the whole network to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs", the multiply-accumulates for one image.
+        share: Let layers share bases. Without it each has its own, which is low rank, layer by layer: more damage is expected of it
+            at a budget of parameters, and fewer multiply-accumulates are left.
         refine: Refit on what the compressed network sees itself. A number is that of rounds: the first is of mixes, biases and
             BatchNorm statistics, layer by layer, each further one of the bases too. True is two.
         layers: Which layers may change: names of them or of what they are in, or patterns such as "layer3.*".
@@ -82,7 +85,7 @@ def compress(
         cache=cache,
         progress=progress,
     )
-    laid = planned(measured, budget=budget, of=of)
+    laid = planned(measured, budget=budget, of=of, share=share)
     if progress:
         print(laid)
     return carried_out(measured, laid, refine=refine, progress=progress)

@@ -120,7 +120,13 @@ class CompressionPlan:
 
 
 def plan_compression(
-    model: torch.nn.Module, images: Images, *, budget: float = 0.5, of: str = "parameters", **options: object
+    model: torch.nn.Module,
+    images: Images,
+    *,
+    budget: float = 0.5,
+    of: str = "parameters",
+    share: bool = True,
+    **options: object,
 ) -> CompressionPlan:
     """Plan the compression of a network, without a change to it.
 
@@ -129,28 +135,33 @@ def plan_compression(
         images: A tensor `(N, C, H, W)` of some hundred training images, or a loader of such batches or of (images, labels).
         budget: The share of the whole network to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs".
+        share: Let layers share bases; without it each has its own.
         **options: As `kerneldna.compression.measure.measure` takes them.
 
     Raises:
         ValueError: As `measure` does, and if the budget is out of reach.
     """
     check_budget(budget, of)
-    return planned(measure(model, images, **options), budget=budget, of=of)  # pyright: ignore[reportArgumentType]
+    measured = measure(model, images, **options)  # pyright: ignore[reportArgumentType]
+    return planned(measured, budget=budget, of=of, share=share)
 
 
-def planned(measured: Measured, *, budget: float = 0.5, of: str = "parameters") -> CompressionPlan:
+def planned(
+    measured: Measured, *, budget: float = 0.5, of: str = "parameters", share: bool = True
+) -> CompressionPlan:
     """Plan with what was measured.
 
     Args:
         measured: The network and what was measured on it.
         budget: The share of the whole network to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs".
+        share: Let layers share bases; without it each has its own: low rank, layer by layer.
 
     Raises:
         ValueError: If the budget is out of reach; the message says what can be reached.
     """
     check_budget(budget, of)
-    sets = [alternatives(measured, place, of) for place in range(len(measured.candidates))]
+    sets = [alternatives(measured, place, of, share=share) for place in range(len(measured.candidates))]
     parameters, macs = surgery.parameters_of(measured.model), measured.traced.macs
     total = parameters if of == "parameters" else macs
     whole = sum(float(curve.costs[-1]) for each in sets for curve in each[0])
@@ -163,10 +174,10 @@ def planned(measured: Measured, *, budget: float = 0.5, of: str = "parameters") 
         )
     chosen = _sets(measured, spend(sets, budget * total - fixed))
     curve = []
-    for share in POINTS:
-        if fixed + least(sets) <= share * total:
-            there = _sets(measured, spend(sets, share * total - fixed))
-            curve.append(Point(share, _after(parameters, there, 0), _after(macs, there, 1), _damage(there)))
+    for point in POINTS:
+        if fixed + least(sets) <= point * total:
+            there = _sets(measured, spend(sets, point * total - fixed))
+            curve.append(Point(point, _after(parameters, there, 0), _after(macs, there, 1), _damage(there)))
     return CompressionPlan(
         budget,
         of,
@@ -196,13 +207,13 @@ def check_budget(budget: float, of: str) -> None:
         raise ValueError(f"budget is {budget}; expected the share to be kept, above 0 and 1 at most")
 
 
-def alternatives(measured: Measured, place: int, of: str) -> list[list[Curve]]:
-    """Return the curves of one candidate: of one basis that its layers share, and of a basis of each layer's own."""
+def alternatives(measured: Measured, place: int, of: str, *, share: bool = True) -> list[list[Curve]]:
+    """Return the curves of one candidate: of one basis that its layers share, if they may, and of a basis of each layer's own."""
     candidate, scale = measured.candidates[place], measured.scales[place]
     found = [[_curve(candidate, measured.shared[place], scale, of)]]
     if own := measured.own[place]:
         found.append([_curve(candidate, each, scale, of) for each in own])
-    return found
+    return found if share else found[-1:]
 
 
 def _curve(candidate: Candidate, found: Spectrum, scale: float, of: str) -> Curve:

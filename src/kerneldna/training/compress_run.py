@@ -69,6 +69,7 @@ def compress_run(
     weights: str | None = None,
     budget: float = 0.5,
     of: str = "parameters",
+    share: bool | None = None,
     images: int | None = None,
     epochs: int = 5,
     refine: bool | None = None,
@@ -89,6 +90,7 @@ def compress_run(
         weights: A file of weights for a timm name, in place of timm's own.
         budget: The share to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs".
+        share: Let layers share bases; None for yes.
         images: How many training images are looked at to plan and fit; None for 256.
         epochs: Epochs of training on; 0 leaves the network as it was fitted.
         refine: Refit layer by layer on what the compressed network sees itself; None for yes.
@@ -107,7 +109,7 @@ def compress_run(
         ValueError: If the network is no classifier, the budget is out of reach, images are missing, or their classes are not the
             network's; or the folder holds a compression to something else.
     """
-    asked = Asked(method, budget, of, images, refine)
+    asked = Asked(method, budget, of, share, images, refine)
     source = {"network": str(network), "data": data, "weights": weights}
     folder = CompressFolder(run_dir)
     if folder.facts.exists():
@@ -137,6 +139,7 @@ def plan_run(
     weights: str | None = None,
     budget: float = 0.5,
     of: str = "parameters",
+    share: bool | None = None,
     images: int | None = None,
     refine: bool | None = None,
     run_dir: str | Path | None = None,
@@ -151,7 +154,7 @@ def plan_run(
         FileExistsError: If the folder holds a compression or a training.
         ValueError: As for `compress_run`; or `run_dir` is given for children, which have no curve.
     """
-    asked = Asked(method, budget, of, images, refine)
+    asked = Asked(method, budget, of, share, images, refine)
     folder = None if run_dir is None else _for_plan(CompressFolder(run_dir), asked)
     with run_lock(folder.path) if folder else nullcontext():
         trained, recipe, _ = opened(network, data, weights)
@@ -190,7 +193,7 @@ def _check_goes_on(
     facts = _facts_in(folder)
     known = {key: facts[key] for key in ("method", "budget", "of") if key in facts}
     # files of 0.1 say no method, and less of what was asked for
-    made = {"method": BASES, **known, **facts["asked"]}
+    made = {"method": BASES, "share": None, **known, **facts["asked"]}
     for name, wanted in {**asdict(asked), **source}.items():
         if name in made and wanted is not None and not _same(name, made[name], wanted):
             raise ValueError(
@@ -212,7 +215,7 @@ def _same(name: str, made: Any, wanted: Any) -> bool:
     """Whether what a compression was made with is what is wanted now; None stands for the default."""
     if name == "network" and Path(made).exists() and Path(wanted).exists():
         return Path(made).samefile(wanted)
-    return wanted == ({"images": IMAGES, "refine": True}.get(name) if made is None else made)
+    return wanted == ({"share": True, "images": IMAGES, "refine": True}.get(name) if made is None else made)
 
 
 def _compress(
@@ -238,7 +241,7 @@ def _compress(
     checkpoint.save(small.network, folder.compressed)
     if small.curve is not None:
         _draw(small.curve, folder)
-    asked_for = {"images": asked.images, "refine": asked.refine, **source}
+    asked_for = {"share": asked.share, "images": asked.images, "refine": asked.refine, **source}
     write_json(folder.facts, {**small.facts, "asked": asked_for, "top1": top1})
 
 

@@ -43,6 +43,7 @@ class Asked:
         method: "sharedbasis" or "kerneldna".
         budget: The share to be kept, 0-1.
         of: What it is a share of: "parameters" or "macs".
+        share: Let layers share bases; None for yes.
         images: How many training images are looked at to plan and fit; None for as many as do.
         refine: Refit layer by layer on what the compressed network sees itself; None for yes, where there is something to refit.
 
@@ -53,6 +54,7 @@ class Asked:
     method: str = BASES
     budget: float = 0.5
     of: str = "parameters"
+    share: bool | None = None
     images: int | None = None
     refine: bool | None = None
 
@@ -67,12 +69,16 @@ class Asked:
                 f"of={self.of!r} was given with method={CHILDREN!r}, whose children run as the layers that they stand in for, with "
                 f"as many multiply-accumulates; leave of= out, or give method={BASES!r}"
             )
-        for name in ("images", "refine"):
+        for name in ("share", "images", "refine"):
             if (value := getattr(self, name)) is not None:
                 raise ValueError(
                     f"{name}={value} was given with method={CHILDREN!r}, whose children start as copies of their parents: "
-                    f"nothing is fitted to images; leave {name}= out, or give method={BASES!r}"
+                    f"no basis is fitted to images; leave {name}= out, or give method={BASES!r}"
                 )
+
+    def planned(self, measured: Measured) -> CompressionPlan:
+        """Plan with what was measured; errors as of `laid_out`."""
+        return planned(measured, budget=self.budget, of=self.of, share=self.share is not False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def laid_out(
     if asked.method == CHILDREN:
         return _children(asked, network)
     measured = _measured(asked, network, recipe, cache=cache, progress=progress)
-    return planned(measured, budget=asked.budget, of=asked.of)
+    return asked.planned(measured)
 
 
 def made_smaller(
@@ -138,7 +144,7 @@ def made_smaller(
         facts = _facts(asked, (network, small), (children.before, children.after))
         return Smaller(small, {"copied": small}, {**facts, **found})
     measured = _measured(asked, network, recipe, cache=cache, progress=progress)
-    laid = planned(measured, budget=asked.budget, of=asked.of)
+    laid = asked.planned(measured)
     _say(laid, progress=progress)
     small = carried_out(measured, laid, refine=False, progress=progress)
     steps = {"fitted": small}
