@@ -169,6 +169,10 @@ def test_assign_and_meta_load(case, model, images):
     assert torch.equal(empty(images), model(images))
 
 
+def test_no_images_give_no_answers(model, images):
+    assert model(images[:0]).shape == (0, *model(images).shape[1:])
+
+
 def test_functional_call_leaves_the_model_alone(model, images):
     doubled = {name: parameter * 1.1 for name, parameter in model.named_parameters()}
     expected = model(images)

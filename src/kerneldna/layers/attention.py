@@ -55,7 +55,7 @@ class Gate(OneNode):
         """Shape `(B, channels, 1, 1)` to scale `x`, and give it its type."""
         if a.dtype != x.dtype:
             a = a.to(x.dtype)
-        return a.view(a.shape[0], *(1,) * (x.ndim - 2), -1) if self.channels_last else a
+        return a.view(a.shape[0], *(1,) * (x.ndim - 2), a.shape[1]) if self.channels_last else a
 
     def _dropped(self, a: Tensor, running: Tensor) -> Tensor:
         """Put the mean of the batch's gates in the place of some of them, and move the running mean on, as BatchNorm does."""

@@ -83,6 +83,8 @@ class DynamicLayer(OneNode):
                 f"layer {self.name!r} makes a kernel for each image and holds the batch in its group count, so it cannot "
                 "be exported with a dynamic batch; export with a fixed batch size (batch=), one file for each size"
             )
+        if batch == 0:
+            return self._conv(x, kernels.new_zeros(1, *kernels.shape[1:]))
         if self.padding_mode != "zeros":
             x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
         folded = x if batch == 1 else x.reshape(1, -1, *x.shape[2:])
