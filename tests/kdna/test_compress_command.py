@@ -136,10 +136,7 @@ def test_a_plan_of_children(run):
     ("words", "message"),
     [
         (["--of", "macs"], "--of macs was given with --method kerneldna, whose children run as the layers"),
-        (
-            ["--images", "64"],
-            "--images 64 was given with --method kerneldna, whose children start as copies",
-        ),
+        (["--images", "64"], "--images 64 was given with --method kerneldna, whose children start"),
         (["--no-refine"], "--no-refine was given with --method kerneldna"),
         (["--no-share"], "--no-share was given with --method kerneldna"),
         (["--budget", "0.2"], "0.477 can be reached. Give a larger budget"),
