@@ -8,7 +8,7 @@ trains that on, equally long, without labels where it is compressed, with them w
 experiments/results/pretrained/ and is then skipped.
 
 basis      kd.compress: bases of filters, shared or not, whichever damages less; after the fit, after refinement, distilled
-shared     every set of like layers shares a basis, whichever would damage less
+shared     every set of like layers shares a basis, even where one each would damage less
 lowrank    kd.compress(share=False): every layer has a basis of its own, low rank
 copy       KernelDNA's children as copies of their parents, distilled
 pruned     the same share of channels removed from every layer by Torch-Pruning, those of least magnitude, to as many parameters

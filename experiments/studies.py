@@ -37,7 +37,7 @@ _TINY = [
     "optimizer.lr=0.1",
     "schedule.warmup_epochs=0.5",
 ]
-_THIRTY = [
+_LONG = [
     "data.resident=true",
     "data.batch_size=128",
     "optimizer.lr=0.1",
@@ -47,7 +47,7 @@ _THIRTY = [
     "schedule.warmup_epochs=1",
     "schedule.val_every=5",
 ]
-_MEDIUM = [*_THIRTY, "data.image_size=16", "model.width=0.25"]
+_MEDIUM = [*_LONG, "data.image_size=16", "model.width=0.25"]
 _SHORT = ["schedule.epochs=6", "schedule.warmup_epochs=0.5", "schedule.val_every=6"]
 SIZES: dict[str, dict[str, list[str]]] = {
     # Methods that make a kernel for each image are fifteen times slower on a CPU: table 1 has fewer images, for all methods.
@@ -70,7 +70,7 @@ SIZES: dict[str, dict[str, list[str]]] = {
     },
     "medium": {"": _MEDIUM, "larger": ["data.image_size=32"], "mobilenetv2_050": ["data.image_size=32"]},
     # the same at full width and 32 px: 25 epochs, since the eight runs so far had a GPU for a quarter of an hour
-    "full": {"": [*_THIRTY, "schedule.epochs=25", "precision=bf16"]},
+    "full": {"": [*_LONG, "schedule.epochs=25", "precision=bf16"]},
 }
 MOST_SEEDS = 10
 SEEDS = {

@@ -104,6 +104,9 @@ def test_each_shared_kernel_stands_once(storage, detector, images, tmp_path):
     for family in kd.plan_of(detector).families:
         kernels = [name for name in names if name.startswith(f"backbone.body.model.{family.parent}.kernel")]
         assert len(kernels) == 1 + (storage == "int8")  # and its scales
+    if storage == "fp32":
+        full = kd.export(kd.fuse_(copy.deepcopy(detector)), tmp_path / "full.onnx", images=images)
+        assert full.bytes - small.bytes > 100_000
     kd.expand(small.path, tmp_path / "expanded.onnx")
     found, same = (
         kd.load_exported(file, threads=1)(images[:1])[0] for file in (small.path, tmp_path / "expanded.onnx")
