@@ -8,6 +8,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import kerneldna as kd
+from kerneldna.recipes.recipe import load_recipe
+from kerneldna.training.compress_run import compress_run
+from kerneldna.training.trainer import train
 
 pytestmark = pytest.mark.gpu
 METHODS = [None, *kd.list_methods()]
@@ -74,3 +77,19 @@ def test_compressed_and_distilled_on_the_device_of_the_network():
     small = kd.compress(model, images, budget=0.6, progress=False)
     assert {parameter.device.type for parameter in small.parameters()} == {"cuda"}
     kd.distill(small, teacher=model, images=DataLoader(TensorDataset(images), 64), epochs=1, progress=False)
+
+
+def test_kdna_compress_measures_on_the_gpu(tmp_path):
+    small = (
+        "model.width=0.125",
+        "data.limit_train=128",
+        "data.limit_val=64",
+        "data.workers=0",
+        "schedule.epochs=1",
+    )
+    train(load_recipe("resnet18-digits", overrides=small), run_dir=tmp_path / "run", progress=False)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.max_memory_allocated()
+    compress_run(tmp_path / "run", run_dir=tmp_path / "small", images=64, epochs=0, progress=False)
+    assert torch.cuda.max_memory_allocated() > before + 2**20
+    assert {each.device.type for each in kd.load(tmp_path / "small" / "compressed").parameters()} == {"cpu"}

@@ -79,7 +79,8 @@ def compress(
         "progress": progress,
     }
     if plan:
-        laid = plan_run(network, run_dir=run, **what)
+        on = {"accelerator": where.get("accelerator", "auto")}
+        laid = plan_run(network, run_dir=run, **what, **on)
         say(str(laid))
         return {**({"run": str(run)} if run else {}), **_planned(laid)}
     folder = run or Path("runs") / f"{Path(network).name}-small"

@@ -98,7 +98,7 @@ def compress_run(
         resume: Go on with what is in the folder.
         progress: Show progress bars, and print the plan.
         devices: Number of devices to train on with, as for `train`.
-        accelerator: As for `train`.
+        accelerator: As for `train`; what layers see is measured there too.
 
     Returns:
         What compression.json says: sizes, of bases the damage predicted, and `top1` of the network at each step: original, fitted,
@@ -118,7 +118,8 @@ def compress_run(
         _check_no_training(folder)
         with run_lock(folder.path):
             found = opened(network, data, weights)
-            _compress(found, folder, asked, source, epochs, overrides, progress=progress)
+            how: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
+            _compress(found, folder, asked, source, epochs, overrides, **how)
     shutil.rmtree(folder.measured, ignore_errors=True)  # of no use once the facts are written
     facts = _facts_in(folder)
     if epochs:
@@ -144,6 +145,7 @@ def plan_run(
     refine: bool | None = None,
     run_dir: str | Path | None = None,
     progress: bool = True,
+    accelerator: str = "auto",
 ) -> CompressionPlan | Plan:
     """Return what `compress_run` would do; arguments as there.
 
@@ -158,7 +160,8 @@ def plan_run(
     folder = None if run_dir is None else _for_plan(CompressFolder(run_dir), asked)
     with run_lock(folder.path) if folder else nullcontext():
         trained, recipe, _ = opened(network, data, weights)
-        laid = laid_out(asked, trained, recipe, cache=folder and folder.measured, progress=progress)
+        how: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
+        laid = laid_out(asked, trained, recipe, cache=folder and folder.measured, **how)
         if folder and isinstance(laid, CompressionPlan):
             _draw(curve_of(laid), folder)
     return laid
@@ -227,13 +230,15 @@ def _compress(
     overrides: Sequence[str],
     *,
     progress: bool,
+    accelerator: str,
 ) -> None:
     teacher, recipe, teacher_folder = found
     trains_on = _recipe(recipe, folder, asked.method, teacher_folder or folder.teacher, max(epochs, 1))
     write_text(folder.recipe, trains_on.to_yaml())
     # what is wrong with them is said before the long work
     open_data(load_recipe(folder.recipe, overrides=overrides).data.source)
-    small = made_smaller(asked, teacher, recipe, cache=folder.measured, progress=progress)
+    how: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
+    small = made_smaller(asked, teacher, recipe, cache=folder.measured, **how)
     forms = {"original": teacher, **small.steps}
     top1 = headline(forms, recipe.model_copy(update={"distill": None}), progress=progress).get("top1", {})
     if teacher_folder is None:

@@ -7,7 +7,8 @@ trained on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,13 @@ class Smaller:
 
 
 def laid_out(
-    asked: Asked, network: nn.Module, recipe: Recipe, *, cache: Path | None = None, progress: bool
+    asked: Asked,
+    network: nn.Module,
+    recipe: Recipe,
+    *,
+    cache: Path | None = None,
+    progress: bool,
+    accelerator: str = "auto",
 ) -> CompressionPlan | Plan:
     """Return what would change in a network, which stays as it is.
 
@@ -109,18 +116,25 @@ def laid_out(
         recipe: Says what images it is for.
         cache: A folder to keep what is measured in: the same measurement, stopped and begun again, goes on from there.
         progress: Show progress bars.
+        accelerator: As for `train`: the network is measured on a CUDA device where there is one, unless this is another.
 
     Raises:
         ValueError: If the budget is out of reach, or the network cannot be compressed.
     """
     if asked.method == CHILDREN:
         return _children(asked, network)
-    measured = _measured(asked, network, recipe, cache=cache, progress=progress)
-    return asked.planned(measured)
+    with _on_device(network, accelerator):
+        return asked.planned(_measured(asked, network, recipe, cache=cache, progress=progress))
 
 
 def made_smaller(
-    asked: Asked, network: nn.Module, recipe: Recipe, *, cache: Path | None = None, progress: bool = True
+    asked: Asked,
+    network: nn.Module,
+    recipe: Recipe,
+    *,
+    cache: Path | None = None,
+    progress: bool = True,
+    accelerator: str = "auto",
 ) -> Smaller:
     """Return a smaller copy of a network; arguments and errors as of `laid_out`.
 
@@ -130,6 +144,7 @@ def made_smaller(
         recipe: Says what images it is for.
         cache: As of `laid_out`.
         progress: Show progress bars, and print the plan.
+        accelerator: As of `laid_out`.
     """
     if asked.method == CHILDREN:
         children = _children(asked, network)
@@ -143,14 +158,17 @@ def made_smaller(
         small.eval()
         facts = _facts(asked, (network, small), (children.before, children.after))
         return Smaller(small, {"copied": small}, {**facts, **found})
-    measured = _measured(asked, network, recipe, cache=cache, progress=progress)
-    laid = asked.planned(measured)
-    _say(laid, progress=progress)
-    small = carried_out(measured, laid, refine=False, progress=progress)
-    steps = {"fitted": small}
-    if asked.refine is not False and laid.groups:
-        small = refined_(measured, laid, surgery.copied(small), progress=progress)
-        steps["refined"] = small
+    with _on_device(network, accelerator):
+        measured = _measured(asked, network, recipe, cache=cache, progress=progress)
+        laid = asked.planned(measured)
+        _say(laid, progress=progress)
+        small = carried_out(measured, laid, refine=False, progress=progress)
+        steps = {"fitted": small}
+        if asked.refine is not False and laid.groups:
+            small = refined_(measured, laid, surgery.copied(small), progress=progress)
+            steps["refined"] = small
+    for each in steps.values():
+        each.cpu()
     plain = asdict(laid)
     found = {key: plain[key] for key in ("damage", "images", "sets", "curve", "skipped")}
     before, after = (describe(each, input_size=measured.input_size).size for each in (network, small))
@@ -161,6 +179,16 @@ def made_smaller(
 def _say(laid: CompressionPlan | Plan, *, progress: bool) -> None:
     if progress:
         log.info("%s", laid)
+
+
+@contextmanager
+def _on_device(network: nn.Module, accelerator: str) -> Iterator[None]:
+    """Hold a network on the CUDA device where there is one: no other but the CPU computes in double precision."""
+    network.to(surgery.device_of({"auto": "auto", "gpu": "cuda", "cuda": "cuda"}.get(accelerator, "cpu")))
+    try:
+        yield
+    finally:
+        network.cpu()
 
 
 def _children(asked: Asked, network: nn.Module) -> Plan:
