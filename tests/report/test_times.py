@@ -52,3 +52,9 @@ def test_one_that_cannot_be_timed_loses_its_times_alone(plain, caplog, broken, i
     assert f"{'ab'[broken]} is not timed: out of memory" in caplog.text
     assert tuple(run.latency_ratio is not None for run in found) == ratios
     assert tuple(run.images_per_second is not None for run in found) == speeds
+
+
+def test_one_that_is_never_timed_is_warned_of_once(plain, caplog):
+    always = Short(Short(plain, 8).eval(), 1).eval()
+    timed(RUNS, [plain, always], rounds=3)
+    assert caplog.text.count("b is not timed") == 1

@@ -38,11 +38,13 @@ def timed(
         rounds: How many times each is timed on one image; on batches a third of that.
         progress: Show progress bars.
     """
-    names = [run.name for run in runs]
-    ready = _sound(names, {index: partial(fused, model) for index, model in enumerate(models)})
+    failed: dict[int, Exception] = {}
+    ready = _sound({index: partial(fused, model) for index, model in enumerate(models)}, failed)
     with timing.machine(1):
-        one = _times(names, ready, 1, rounds, text="Timing one image", progress=progress)
-        many = _times(names, ready, BATCH, -(-rounds // 3), text="Timing batches", progress=progress)
+        one = _times(ready, 1, rounds, failed, text="Timing one image", progress=progress)
+        many = _times(ready, BATCH, -(-rounds // 3), failed, text="Timing batches", progress=progress)
+    for index, error in failed.items():
+        _log.warning("%s is not timed: %s", runs[index].name, said(error))
     found = []
     for index, run in enumerate(runs):
         changed: dict[str, Any] = {}
@@ -58,22 +60,22 @@ def timed(
     return found
 
 
-def _sound(names: Sequence[str], calls: Mapping[int, Callable[[], Any]]) -> dict[int, Any]:
-    """Return what each call returns, by network; warn of one that raises, and leave it out."""
+def _sound(calls: Mapping[int, Callable[[], Any]], failed: dict[int, Exception]) -> dict[int, Any]:
+    """Return what each call returns, by network; note one that raises in `failed`, and leave it out."""
     found = {}
     for index, call in calls.items():
         try:
             found[index] = call()
         except Exception as error:
-            _warn(names[index], error)
+            failed.setdefault(index, error)
     return found
 
 
 def _times(
-    names: Sequence[str],
     models: Mapping[int, nn.Module],
     batch: int,
     rounds: int,
+    failed: dict[int, Exception],
     *,
     text: str,
     progress: bool,
@@ -84,14 +86,10 @@ def _times(
         for index, model in models.items()
     }
     for _ in range(3):
-        calls = {index: calls[index] for index in _sound(names, calls)}
+        calls = {index: calls[index] for index in _sound(calls, failed)}
     times, errors, stopped = timing.interleave(calls, rounds=rounds, text=text, progress=progress)
     if stopped:
         raise KeyboardInterrupt
     for index, error in errors.items():
-        _warn(names[index], error)
+        failed.setdefault(index, error)
     return times
-
-
-def _warn(name: str, error: Exception) -> None:
-    _log.warning("%s is not timed: %s", name, said(error))
