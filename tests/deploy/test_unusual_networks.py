@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import kerneldna as kd
 from kerneldna.conversion.convert import state_of
+from kerneldna.methods.sharedbasis import Group, SharedBasis
 from kerneldna.network import surgery
 
 X = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -21,6 +22,9 @@ X = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 class Answer:
     logits: Tensor
     map: Tensor
+
+
+BASIS = SharedBasis(groups=[Group(("stage.0", "stage.1", "stage.2"), 3)])
 
 
 class Net(nn.Module):
@@ -127,6 +131,33 @@ def test_a_network_of_clips_is_fused_on_the_probe_and_written_for_its_batch(tmp_
     torch.testing.assert_close(fused(X), made(clips)(X), rtol=1e-4, atol=1e-5)
     kd.export(made(clips), tmp_path / "a.onnx", batch=8, input_size=(3, 16, 16))
     torch.testing.assert_close(kd.load_exported(tmp_path / "a.onnx")(X), fused(X), rtol=1e-4, atol=1e-5)
+
+
+def pads_by_hand(net: Net, x: Tensor) -> Tensor:
+    """As code that was ported from TensorFlow does: by what it reads off the layer."""
+    last: Any = net.stage[2]
+    assert (last.in_channels, last.out_channels, last.groups, last.padding_mode) == (8, 8, 1, "zeros")
+    side = last.dilation[0] * (last.kernel_size[0] - 1) // 2 + last.stride[0] - 1 - last.padding[0]
+    return logits(net, nn.functional.pad(x, [side] * 4))
+
+
+@pytest.mark.parametrize("method", [kd.KernelDNA(patterns={"stage": "S-F-S"}), BASIS], ids=str)
+@torch.no_grad()
+def test_a_network_that_reads_the_geometry_of_its_layers(method, tmp_path):
+    net = kd.convert_(made(pads_by_hand), method, input_size=(3, 16, 16)).eval()
+    fused = kd.fuse_(copy.deepcopy(net), probe=X)
+    torch.testing.assert_close(fused(X), net(X), rtol=1e-4, atol=1e-5)
+    assert kd.export(net, tmp_path / "a.onnx", input_size=(3, 16, 16)).difference < 1e-4
+
+
+@torch.no_grad()
+def test_one_layer_in_place_of_two_is_the_remedy_where_its_kernel_is_read():
+    net = kd.convert_(made(reads_the_child), BASIS, input_size=(3, 16, 16)).eval()
+    with pytest.raises(ValueError, match="prefer='one_conv'"):
+        kd.fuse_(net, probe=X)
+    torch.testing.assert_close(
+        kd.fuse_(copy.deepcopy(net), probe=X, prefer="one_conv")(X), net(X), rtol=1e-4, atol=1e-5
+    )
 
 
 def reads_the_child(net: Net, x: Tensor) -> Tensor:

@@ -51,8 +51,12 @@ def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def fused_runs(model: nn.Module) -> Iterator[None]:
+def fused_runs(model: nn.Module, *, in_two: bool = False) -> Iterator[None]:
     """Run a network that is fused and ran before it was; say of one that does not any more why that is.
+
+    Args:
+        model: The network.
+        in_two: Whether layers of it were fused to two each.
 
     Raises:
         ValueError: In the place of what code raises that reads something of a layer which is no longer there.
@@ -63,9 +67,10 @@ def fused_runs(model: nn.Module) -> Iterator[None]:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
+        remedy = "; prefer='one_conv' leaves each layer that is mixed from a basis one layer" if in_two else ""
         raise ValueError(
             f"{type(model).__name__} does not run once it is fused: {said(first)}; its forward seems to read something of a layer "
-            "or norm that fusing replaces by a module of another kind. The model was left unfused"
+            f"or norm that fusing replaces by a module of another kind{remedy}. The model was left unfused"
         ) from error
 
 

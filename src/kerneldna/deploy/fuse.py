@@ -26,6 +26,7 @@ from kerneldna.deploy.swaps import Swaps, undone_on_error
 from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
+from kerneldna.layers.plain import carry_geometry_
 from kerneldna.network import surgery
 from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference
@@ -118,7 +119,7 @@ def fuse_(
                     calibration.recalibrate_norms_(model, calibrate, progress=progress)
                 expected = outputs(model, x)
         _write_out_(swaps, means, split, written)
-        with fused_runs(model):
+        with fused_runs(model, in_two=bool(split)):
             pairs = fold.find_pairs(model, x) if changes else pairs
             _fold_(swaps, pairs)
             difference = relative_difference(expected, outputs(model, x))
@@ -242,6 +243,7 @@ def _write_out_(
         for name, standing in _stand_ins(swaps.model).items():
             mean = means.get(f"{name}.gate") if means else None
             made = standing.fused() if mean is None else standing.fused(mean)
+            carry_geometry_(made, standing)
             plain[name] = made.train(standing.training)
             if not any(parameter.requires_grad for parameter in _trained(standing)):
                 made.requires_grad_(False)

@@ -30,6 +30,13 @@ def geometry_of(layer: nn.Module, **others: Any) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in GEOMETRY} | others
 
 
+def carry_geometry_(made: nn.Module, layer: nn.Module) -> None:
+    """Note the geometry of a layer on what takes its place, for code that reads it off the layer to pad by hand."""
+    for name in (*GEOMETRY, "in_features", "out_features"):
+        if hasattr(layer, name) and not hasattr(made, name):
+            setattr(made, name, getattr(layer, name))
+
+
 def filled(layer: Any, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
     """Give a plain layer copies of a weight and a bias; return it."""
     layer.weight = nn.Parameter(weight.detach().clone())
