@@ -1,0 +1,69 @@
+"""Networks that torch cannot write as one graph: what is wrong, where, and what to do, in a line; and nothing is written."""
+
+import pytest
+import torch
+from torch import nn
+
+import kerneldna as kd
+
+
+class Net(nn.Module):
+    """A convolution and `run`."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.conv, self.run, self.last, self.half = nn.Conv2d(3, 4, 3), run, None, 0.0
+
+    def forward(self, x):
+        return self.run(self, self.conv(x))
+
+
+def branches(net, y):
+    return y.mean((2, 3)) if y.sum() > 0 else -y.mean((2, 3))
+
+
+def takes_a_number(net, y):
+    return y.mean((2, 3)) * float(y.max())
+
+
+def leaves_torch(net, y):
+    return torch.from_numpy(y.numpy().mean((2, 3)))
+
+
+def is_for_two(net, y):
+    return y.reshape(2, -1)
+
+
+def remembers(net, y):
+    if net.last != y.shape:  # as detectors do that keep their anchors
+        net.last, net.half = y.shape, y.shape[2] / 2
+    return y.mean((2, 3)) / net.half
+
+
+@pytest.mark.parametrize(("path", "runtime"), [("a.onnx", "onnx"), ("a.pt2", "torch_export")])
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (branches, "makes a Python number of what is in the images .*line 22.*torch.where"),
+        (takes_a_number, "makes a Python number of what is in the images .*line 26.*torch.where"),
+        (leaves_torch, "cannot be written as a graph: .*line 30"),
+        (is_for_two, "cannot be written for a batch of any size: .* give batch="),
+    ],
+)
+def test_what_is_wrong_and_where(run, said, path, runtime, tmp_path, capfd):
+    pytest.importorskip(runtime.replace("torch_export", "torch"))
+    with pytest.raises(ValueError, match=said):
+        kd.export(Net(run).eval(), tmp_path / path, runtime=runtime, input_size=(3, 8, 8))
+    assert not list(tmp_path.iterdir())
+    assert "def forward" not in capfd.readouterr().err  # the graph as far as it came
+
+
+@torch.no_grad()
+def test_one_that_remembers_its_last_images_is_written_for_a_batch_of_one_size(tmp_path):
+    net, images = Net(remembers).eval(), torch.randn(3, 3, 8, 8)
+    net(images)
+    with pytest.raises(ValueError, match="remembers of the last images.* give batch="):
+        kd.export(net, tmp_path / "a.pt2", runtime="torch_export", input_size=(3, 8, 8))
+    kd.export(net, tmp_path / "a.pt2", runtime="torch_export", input_size=(3, 8, 8), batch=1)
+    found = kd.load_exported(tmp_path / "a.pt2", runtime="torch_export")(images[:1])
+    torch.testing.assert_close(found, net(images[:1]))
