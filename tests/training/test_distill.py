@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +103,25 @@ def test_what_the_student_must_be(student, teacher, images):
         ValueError, match="the student gives a tuple in training mode; expected a tensor of logits"
     ):
         kd.distill(auxiliary, teacher=teacher, images=images)
+
+
+AuxiliaryToo = namedtuple("AuxiliaryToo", ["logits", "aux"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda y, training: SimpleNamespace(logits=y, hidden=None),  # as transformers' networks
+        lambda y, training: {"out": y, "aux": -y},  # as torchvision's for segmentation
+        lambda y, training: AuxiliaryToo(y, -y) if training else y,  # as its Inception
+    ],
+)
+def test_logits_among_other_outputs(student, teacher, images, answer):
+    plain = kd.distill(copy.deepcopy(student), teacher=teacher, images=images, epochs=1)
+    wrapped = Answering(copy.deepcopy(student), answer)
+    kd.distill(wrapped, teacher=Answering(teacher, answer), images=images, epochs=1)
+    state = plain.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in wrapped.network.state_dict().items())
 
 
 def test_a_batch_that_is_not_finite_spoils_nothing(student, teacher, images):

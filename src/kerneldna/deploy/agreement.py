@@ -67,7 +67,9 @@ def fused_runs(model: nn.Module, *, in_two: bool = False) -> Iterator[None]:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        remedy = "; prefer='one_conv' leaves each layer that is mixed from a basis one layer" if in_two else ""
+        remedy = (
+            "; prefer='one_conv' leaves each layer that is mixed from a basis one layer" if in_two else ""
+        )
         raise ValueError(
             f"{type(model).__name__} does not run once it is fused: {said(first)}; its forward seems to read something of a layer "
             f"or norm that fusing replaces by a module of another kind{remedy}. The model was left unfused"

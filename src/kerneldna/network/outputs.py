@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from math import inf
 from typing import Any
@@ -21,6 +21,21 @@ def tensors_in(outputs: Any) -> list[Tensor]:
         elif is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
     return found
+
+
+def logits_in(outputs: Any) -> Tensor | None:
+    """Return the logits among what a network returns, None where it does not say which they are.
+
+    A tensor is those itself. Of several outputs they are the one called "logits", as in transformers and in torchvision's networks
+    with auxiliary classifiers, or "out", as in torchvision's for segmentation.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    for name in ("logits", "out"):
+        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(found, Tensor):
+            return found
+    return None
 
 
 def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:

@@ -22,6 +22,7 @@ from kerneldna.conversion.convert import classes_of
 from kerneldna.conversion.stages import find_stages
 from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.network import surgery
+from kerneldna.network.outputs import logits_in
 from kerneldna.network.wrapped import unwrapped
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ class Imitation:
     Not a module on purpose: what holds one does not train, save or count the teacher.
 
     Args:
-        teacher: A trained network, from images `(B, C, H, W)` to logits `(B, classes)`, or one in a wrapper (compiled, parallel,
-            averaged). It is put in eval mode.
+        teacher: A trained network, from images `(B, C, H, W)` to logits `(B, classes)`, or `(B, classes, H', W')` of pixels, alone
+            or among other outputs by the name "logits" or "out"; or one in a wrapper (compiled, parallel, averaged). It is put in
+            eval mode.
         temperature: Of the softmax, T.
         features: Weight of the second term; 0 leaves it out.
 
@@ -147,13 +149,14 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 def _logits(who: str, network: nn.Module, images: Tensor) -> Tensor:
     own = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
     found = network(images.to(own, copy=True))  # a network may write over what it is given
-    if not isinstance(found, Tensor):
+    logits = logits_in(found)
+    if logits is None:
         mode = "training" if network.training else "eval"
         raise ValueError(
-            f"the {who} gives a {type(found).__name__} in {mode} mode; expected a tensor of logits (B, classes): wrap it in a "
-            "module that returns those alone"
+            f"the {who} gives a {type(found).__name__} in {mode} mode; expected a tensor of logits (B, classes), or something with "
+            "one called 'logits' or 'out': wrap it in a module that returns that"
         )
-    return found
+    return logits
 
 
 def _watched(model: nn.Module, names: list[str], note: Any) -> ExitStack:

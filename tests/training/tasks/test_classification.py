@@ -101,6 +101,24 @@ def test_metrics_are_those_of_the_validation_images():
     assert metrics["top5"].item() == pytest.approx(hits.float().mean().item())
 
 
+class Several(Tiny):
+    """Gives its logits among other outputs."""
+
+    def forward(self, images):
+        return self.answer(super().forward(images))
+
+
+def test_a_network_of_several_outputs_trains_and_is_measured_by_its_logits():
+    tasked = [Classification(recipe(), 10, model=copy.deepcopy(model)) for model in (Tiny(), Several())]
+    tasked[1].model.load_state_dict(tasked[0].model.state_dict())
+    tasked[1].model.answer = lambda logits: SimpleNamespace(logits=logits, hidden=None)
+    alone, among = (fit(task).callback_metrics for task in tasked)
+    assert among == alone
+    tasked[1].model.answer = lambda logits: (logits, logits)
+    with pytest.raises(ValueError, match="gives a tuple; expected a tensor of logits"):
+        fit(tasked[1])
+
+
 def test_top5_is_left_out_under_five_classes():
     task = Classification(recipe(), 4, model=Tiny(4))
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")

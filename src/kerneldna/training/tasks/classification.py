@@ -19,6 +19,7 @@ from kerneldna.data.dataset import ImageData
 from kerneldna.data.samples import Preset
 from kerneldna.data.transforms import ClassificationPreset, evaluation
 from kerneldna.models import create_from
+from kerneldna.network.outputs import logits_in
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.imitation import Imitation, check_alike, total
@@ -100,7 +101,7 @@ class Classification(Task):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of the measured network, `(B, num_classes)`."""
-        return self.measured(images.contiguous(memory_format=self.memory_format))
+        return _logits(self.measured(images.contiguous(memory_format=self.memory_format)))
 
     def on_fit_start(self) -> None:
         """Bring the teacher to where the network trains."""
@@ -117,7 +118,7 @@ class Classification(Task):
         images = images.contiguous(memory_format=self.memory_format)
         terms: dict[str, Tensor] = {}
         if self.imitation is None:
-            loss = self.loss(self.model(images), targets)
+            loss = self.loss(_logits(self.model(images)), targets)
         else:
             _, terms = self.imitation.compare(self.model, images)
             loss = total(terms)
@@ -143,6 +144,16 @@ class Classification(Task):
                 metric.update(logits, targets)
                 self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
+
+
+def _logits(outputs: Any) -> Tensor:
+    logits = logits_in(outputs)
+    if logits is None:
+        raise ValueError(
+            f"the network gives a {type(outputs).__name__}; expected a tensor of logits (B, classes), or something with one called "
+            "'logits' or 'out': wrap it in a module that returns that"
+        )
+    return logits
 
 
 def _warn_of_levels(recipe: Recipe, model: nn.Module) -> None:
