@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 import kerneldna as kd
 from kerneldna.network import surgery
+from kerneldna.registry import methods
 
 SIZE = (3, 16, 16)
 
@@ -50,6 +51,27 @@ def test_what_needs_numbers_is_run_with_them(look):
     x = torch.randn(2, *SIZE)
     expected = model.eval()(x)
     torch.testing.assert_close(kd.fuse_(model, probe=x)(x), expected, atol=1e-4, rtol=1e-4)
+
+
+METHODS = {
+    **{name: {} for name in kd.list_methods() if name not in ("se", "eca", "cbam")},  # those want blocks
+    "kerneldna mix": {"modulation": "mix"},
+    "kerneldna low rank": {"modulation": "mix_low_rank"},
+    "sharedbasis full": {"share": "full"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_numbers_that_are_needed_do_not_change_the_count(name):
+    """What making a kernel takes is not for an image, wherever the network runs to be counted."""
+    sizes = []
+    for look in (LOOKS["item"], lambda x: x):
+        options = {"norm": "none"} if name.startswith("kerneldna") else {}
+        model = Branching(look)
+        method = methods.get(name.split()[0])(**METHODS[name], **options)
+        converted = kd.convert_(model, method, input_size=SIZE).eval()
+        sizes.append(kd.describe(converted, input_size=SIZE).size)
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

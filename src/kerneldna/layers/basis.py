@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.layers.attention import START, ChannelAttention, gated
-from kerneldna.layers.marks import Borrower, Startable, lend_
+from kerneldna.layers.marks import Borrower, KernelMaker, Startable, lend_
 from kerneldna.layers.plain import GEOMETRY, behind_gate, filled, geometry_of, seen_through
 from kerneldna.layers.start import draw_like_
 from kerneldna.layers.ways import TwoWays
@@ -30,7 +30,7 @@ from kerneldna.layers.ways import TwoWays
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
-class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
+class Mixed(Borrower, KernelMaker, TwoWays, Startable, Generic[Layer]):
     """What both kinds of layer share: the basis, owned or borrowed, and the mix.
 
     Args:
@@ -102,8 +102,8 @@ class Mixed(Borrower, TwoWays, Startable, Generic[Layer]):
     @property
     def weight(self) -> Tensor:
         """The kernel in effect, of the replaced layer's shape."""
-        if self.mix.is_meta:  # counting multiply-accumulates: the kernel is made once, not for an image
-            return torch.empty(self.shape, device="meta", dtype=self.mix.dtype)
+        if self.made is not None:
+            return self.made
         return (self.mix @ self.filters.flatten(1)).view(self.shape)
 
     @property

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from kerneldna.layers.attention import Gate, gate_of, gated
-from kerneldna.layers.marks import Borrower, StandIn, lend_
+from kerneldna.layers.marks import Borrower, KernelMaker, StandIn, lend_
 from kerneldna.layers.modulation import NAMES, factors, mixed, mixing, modulation_parameters
 from kerneldna.layers.plain import behind_gate, filled, geometry_of, seen_through
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
-class Child(Borrower, StandIn, Generic[Layer]):
+class Child(Borrower, KernelMaker, StandIn, Generic[Layer]):
     """What both kinds of child share: the borrowed parent, the modulation of its kernel, the gate.
 
     Args:
@@ -93,11 +93,10 @@ class Child(Borrower, StandIn, Generic[Layer]):
     @property
     def weight(self) -> Tensor:
         """The kernel in effect, in its parent's shape."""
-        kernel = self._kernel
-        if kernel.is_meta:  # counting multiply-accumulates: the kernel is made once, not for an image
-            return kernel
+        if self.made is not None:
+            return self.made
         modulation = self.modulation
-        kernel = mixed(kernel, mixing(self))
+        kernel = mixed(self._kernel, mixing(self))
         return kernel if modulation is None else kernel * modulation
 
     @property

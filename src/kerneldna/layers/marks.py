@@ -1,8 +1,8 @@
 """What the rest of the library knows a module by: a class of its own, never an attribute, which another's module may have too.
 
-A `OneNode` is not looked into by torch.fx. A `StandIn` stands for plain modules, which its `fused()` returns. A `Scheduled` moves
-while a network trains. A `Startable` begins otherwise where a network is trained from scratch. A `Borrower` computes with something
-that another module of the network owns, a module or what a `Lender` lends.
+A `OneNode` is not looked into by torch.fx. A `StandIn` stands for plain modules, which its `fused()` returns. A `KernelMaker` makes
+its kernel in every run. A `Scheduled` moves while a network trains. A `Startable` begins otherwise where a network is trained from
+scratch. A `Borrower` computes with something that another module of the network owns, a module or what a `Lender` lends.
 
 A network that is cut between the two has lost it without a word: `state_dict()` does not have it. So `check_loans` refuses it, and
 so does a strict `load_state_dict`, where a borrower misses what its owner was not given.
@@ -51,6 +51,30 @@ class StandIn(OneNode):
             mean: The mean of the gate it has as its part "gate", one value a channel, if that is to be folded in.
         """
         raise NotImplementedError
+
+
+class KernelMaker(nn.Module):
+    """A module that makes its kernel, `weight`, of other tensors in every run.
+
+    Attributes:
+        made: The kernel, where it was made before (`kernels_made`).
+    """
+
+    made: Tensor | None = None
+
+
+@contextmanager
+def kernels_made(model: nn.Module) -> Iterator[None]:
+    """Make every kernel of a network once, before the block: what counts inside it counts the work for images alone."""
+    makers = [module for module in model.modules() if isinstance(module, KernelMaker)]
+    found: list[Any] = [maker.weight for maker in makers]
+    try:
+        for maker, kernel in zip(makers, found, strict=True):
+            maker.made = kernel
+        yield
+    finally:
+        for maker in makers:
+            vars(maker).pop("made", None)
 
 
 class Scheduled(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from kerneldna.layers.marks import kernels_made
 from kerneldna.network.layer_kinds import NORMS
 from kerneldna.network.lineage import Lineage, LineageMode
 from kerneldna.network.replaceable import irreplaceable
@@ -169,9 +170,10 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
     for name, module in model.named_modules():
         handles.append(module.register_forward_hook(note(name)))
     try:
-        with torch.no_grad(), evaluating(model), following, FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), evaluating(model), kernels_made(model):
             args, named = _call(model, probe(model, input_size) if example is None else example)
-            model(*args, **named)
+            with following, FlopCounterMode(display=False) as counter:
+                model(*args, **named)
     # whatever the code of a network raises that is given what it does not take
     except Exception as error:
         given = f"one image of {input_size}" if example is None else "example_inputs="
