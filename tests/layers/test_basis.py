@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kerneldna.layers.basis import Mixed, MixedLinear
 from kerneldna.layers.basis_group import factorised, mixed_layers
+from kerneldna.layers.marks import kernels_made
 
 IMAGES = torch.randn(2, 8, 9, 11, generator=torch.Generator().manual_seed(0))
 CONVS = {
@@ -96,7 +97,7 @@ def test_both_ways_compute_the_mixed_kernel(kind: str, rank: int):
 
 
 def macs(layer: nn.Module, x: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), kernels_made(layer), FlopCounterMode(display=False) as counter:
         layer(x)
     return counter.get_total_flops() // 2
 

@@ -70,7 +70,8 @@ def kernels_made(model: nn.Module) -> Iterator[None]:
     found: list[Any] = [maker.weight for maker in makers]
     try:
         for maker, kernel in zip(makers, found, strict=True):
-            maker.made = kernel
+            # past nn.Module, which would take a kernel that is its parent's for a parameter of its own
+            vars(maker)["made"] = kernel
         yield
     finally:
         for maker in makers:
