@@ -2,6 +2,7 @@
 
 python experiments/compress_sweep.py                # all that have no result yet, each in a process of its own
 python experiments/compress_sweep.py resnet18       # one, here
+python experiments/compress_sweep.py --others --results experiments/results/compress_sweep_others    # networks of other libraries
 python experiments/compress_sweep.py resnet50 --side 224 --images 256 --budget 0.5 --results other   # time and memory at full size
 
 Untrained networks and random images: this says nothing about accuracy. Each leaves a JSON in experiments/results/compress_sweep/:
@@ -22,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from other_libraries import NETWORKS as OTHERS
+from other_libraries import SIDES as FIXED
+from torch import nn
 
 import kerneldna as kd
 from kerneldna.files import write_json
-from kerneldna.network.outputs import relative_difference
+from kerneldna.network.outputs import relative_difference, tensors_in
 
 NETWORKS = [
     "resnet18",
@@ -76,20 +80,31 @@ NETWORKS = [
     "selecsls42",
     "edgenext_xx_small",
 ]
-SIDES = {"inception_v3": 107}  # the smallest that it takes, and a little; 64 for all others
+SIDES = FIXED | {"inception_v3": 107}  # the smallest that it takes, and a little; 64 for all others
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(' ', '-')}.json"
+
+
+def created(name: str) -> nn.Module:
+    """Build a network, untrained: of timm, or of another library."""
+    return OTHERS[name].create() if name in OTHERS else kd.create_model(name, num_classes=10)
 
 
 def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Compress one network and take it through every step."""
     torch.manual_seed(0)
     side = given.side or SIDES.get(name, 64)
-    size = (3, side, side)
-    network = kd.create_model(name, num_classes=10).eval()
+    size = (OTHERS[name].channels if name in OTHERS else 3, side, side)
+    network = created(name).eval()
     images = torch.randn(given.images, *size)
     with torch.no_grad():  # norms that know what they see, as those of a trained network do
-        for module in network.train().modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
+                module.reset_running_stats()
+                module.train()
         network(images[:32])
     network.eval()
     before = kd.describe(network, input_size=size).size
@@ -105,13 +120,15 @@ def measured(name: str, given: argparse.Namespace) -> dict[str, Any]:
     found |= {"parameters": [before.parameters, after.parameters], "macs": [before.macs, after.macs]}
     x = images[:2]
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        expected = small(x)
-        found["shape"] = list(expected.shape) == [2, 10]
-        loaded = kd.load(kd.save(small, Path(folder) / "small"))
-        found["load"] = relative_difference([expected], [loaded(x)])
+        shapes = [each.shape for each in tensors_in(network(x))]
+        expected = tensors_in(small(x))
+        found["shape"] = [each.shape for each in expected] == shapes
+        kept, own = kd.save(small, Path(folder) / "small"), created(name) if name in OTHERS else None
+        loaded = kd.load(kept, model=own).eval()
+        found["load"] = relative_difference(expected, tensors_in(loaded(x)))
         exported = kd.export(small, Path(folder) / "small.onnx", batch=2, input_size=size, images=images)
         found["onnx"], found["onnx_bytes"] = exported.difference, exported.bytes
-        found["fuse"] = relative_difference([expected], [kd.fuse_(loaded, probe=x)(x)])
+        found["fuse"] = relative_difference(expected, tensors_in(kd.fuse_(loaded, probe=x)(x)))
     return found
 
 
@@ -150,15 +167,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--budget", type=float, default=0.7)
     parser.add_argument("--seconds", type=int, default=900, help="that one network may take")
+    parser.add_argument(
+        "--others", action="store_true", help="networks of other libraries, in place of timm's"
+    )
     parser.add_argument("--table", action="store_true", help="print the results")
     given = parser.parse_args()
     if given.table:
         print(table(given.results))
         return
     for name in given.names:
-        write_json(given.results / f"{name}.json", measured(name, given))
-    for name in () if given.names else NETWORKS:
-        file = given.results / f"{name}.json"
+        write_json(_file(given.results, name), measured(name, given))
+    for name in () if given.names else OTHERS if given.others else NETWORKS:
+        file = _file(given.results, name)
         if file.exists():
             continue
         command = [sys.executable, __file__, name, "--results", str(given.results)]
