@@ -36,6 +36,11 @@ def test_the_difference_is_of_the_largest_and_keeps_a_nan_wherever_it_stands():
     assert math.isnan(relative_difference([a, a], [nan, a]))
 
 
+def test_outputs_may_be_tiny():
+    tiny = torch.tensor([1e-20, -4e-20])
+    assert relative_difference([tiny], [tiny * 0.75]) == pytest.approx(0.25)
+
+
 def test_of_classes_and_truth_values_it_is_the_share_that_differ():
     classes = torch.tensor([3, 17, 17, 2])
     assert relative_difference([classes], [torch.tensor([3, 2, 17, 2])]) == 0.25
