@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_layers_are_the_formula(tau: float):
         nn.Conv2d(8, 2, 1, groups=2),
     ]
     options = KernelWarehouse()
-    warehouse = Warehouse("stage1", group, options=options)
+    warehouse = Warehouse("stage1", group, budget=options.budget, plane_ratio=options.plane_ratio)
     assert (warehouse.out_channels, warehouse.in_channels) == (2, 4)
     layers = [WarehouseConv2d("conv", conv, warehouse=warehouse, options=options) for conv in group]
     for layer, conv in zip(layers, group, strict=True):
@@ -91,7 +92,7 @@ def test_at_tau_1_it_is_the_static_network(settle):
 
 def test_fresh_cells_make_kernels_of_the_usual_size():
     conv = nn.Conv2d(64, 64, 3)
-    warehouse = Warehouse("stage1", [conv, nn.Conv2d(64, 128, 1)], options=KernelWarehouse())
+    warehouse = Warehouse("stage1", [conv, nn.Conv2d(64, 128, 1)], budget=1, plane_ratio=1)
     assert sorted(warehouse.take(9).tolist()) == list(range(9))
     assert warehouse.cells[:9].std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
     assert sorted(warehouse.take(2).tolist()) == [9, 10]
@@ -101,7 +102,7 @@ def test_fresh_cells_make_kernels_of_the_usual_size():
 @pytest.mark.parametrize(("budget", "ratio", "cells"), [(4, 1, 36), (0.5, 0.5, 18), (1, 0.5, 36)])
 def test_budgets(budget: float, ratio: float, cells: int):
     conv, options = nn.Conv2d(8, 8, 3), KernelWarehouse(budget=budget, plane_ratio=ratio)
-    warehouse = Warehouse("stage1", [conv], options=options)
+    warehouse = Warehouse("stage1", [conv], budget=options.budget, plane_ratio=options.plane_ratio)
     layer = WarehouseConv2d("conv", conv, warehouse=warehouse, options=options)
     assert len(warehouse.cells) == warehouse.taken == cells
     assert (layer.beta.sum(1) == 1).all()
@@ -186,4 +187,12 @@ def test_options_are_checked(options: dict[str, Any], message: str):
 def test_a_budget_that_does_not_come_out_even():
     message = "warehouse 'stage1': a budget of 0.5 gives 4 cells for 9 blocks, of which 5 would start"
     with pytest.raises(ValueError, match=message):
-        Warehouse("stage1", [nn.Conv2d(8, 8, 3)], options=KernelWarehouse(budget=0.5))
+        Warehouse("stage1", [nn.Conv2d(8, 8, 3)], budget=0.5, plane_ratio=1)
+
+
+def test_channels_with_too_little_in_common_are_refused():
+    """A cell has to fit every kernel of its warehouse; 83 channels leave cells of one number."""
+    convs = [nn.Conv2d(into, out, 3) for into, out in pairwise((64, 64, 83, 64))]
+    with pytest.raises(ValueError, match=r"kernels of 64, 83 channels .* cells of 1x1 .* in static="):
+        Warehouse("stage1", convs, budget=1, plane_ratio=1)
+    assert len(Warehouse("stage1", convs[:1], budget=1, plane_ratio=1).cells) == 9

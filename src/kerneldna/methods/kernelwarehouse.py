@@ -10,10 +10,8 @@ each position of the kernel. beta gives every block a cell of its own at the sta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -28,10 +26,9 @@ from kerneldna.layers.dynamic import (
     attention_linear,
     check_options,
     full_precision,
-    kernel_shape,
 )
 from kerneldna.layers.marks import Borrower, lend_
-from kerneldna.layers.start import draw_
+from kerneldna.layers.warehouse import Warehouse
 from kerneldna.network import surgery, survey
 from kerneldna.network.scope import layers_in, named
 from kerneldna.network.survey import Convolution
@@ -109,7 +106,7 @@ class KernelWarehouse:
         members = {conv.name: groups[conv.name] for conv in changed}
         changes = []
         for group, replaced in _by_warehouse(skeleton, members).items():
-            warehouse = Warehouse(group, list(replaced.values()), options=self)
+            warehouse = self._warehouse(group, replaced)
             for name, layer in replaced.items():
                 text = f"{warehouse.mixtures_of(layer)} mixtures of {warehouse.extra_repr()}"
                 changes.append(Change(name, text, group))
@@ -119,10 +116,13 @@ class KernelWarehouse:
         """Replace every convolution of the plan; the first of each warehouse owns it."""
         members = {change.name: str(change.group) for change in plan.changes}
         for group, replaced in _by_warehouse(model, members).items():
-            warehouse = Warehouse(group, list(replaced.values()), options=self)
+            warehouse = self._warehouse(group, replaced)
             for name, module in replaced.items():
                 layer = WarehouseConv2d(name, module, warehouse=warehouse, options=self)
                 surgery.replace_(model, name, layer.train(module.training))
+
+    def _warehouse(self, name: str, members: Mapping[str, ConvOrLinear]) -> Warehouse:
+        return Warehouse(name, list(members.values()), budget=self.budget, plane_ratio=self.plane_ratio)
 
     def _why_static(self, conv: Convolution, kept: Collection[str]) -> str:
         if conv.name in kept:
@@ -130,54 +130,6 @@ class KernelWarehouse:
         if conv.role == "stem" and not self.stem:
             return "a stem stays static"
         return "depthwise layers stay static" if conv.kind == "depthwise" and not self.depthwise else ""
-
-
-class Warehouse(nn.Module):
-    """Kernel cells that several layers assemble their kernels from.
-
-    Args:
-        name: For messages.
-        members: The layers that are to share it.
-        options: The method that makes it.
-
-    Raises:
-        ValueError: If the budget leaves a cell without a layer, or the other way round.
-    """
-
-    def __init__(self, name: str, members: Sequence[ConvOrLinear], *, options: KernelWarehouse) -> None:
-        super().__init__()
-        self.name, self.budget, self.taken, self.owner = name, options.budget, 0, ""
-        shapes = [kernel_shape(layer) for layer in members]
-        self.out_channels = _side([shape[0] for shape in shapes], options.plane_ratio)
-        self.in_channels = _side([shape[1] for shape in shapes], options.plane_ratio)
-        blocks = [self.mixtures_of(layer) for layer in members]
-        count = max(int(self.budget * sum(blocks) + 1e-6), 1)
-        started = sum(_start(mixtures, self.budget)[1] for mixtures in blocks)
-        if started != count:
-            raise ValueError(
-                f"warehouse {name!r}: a budget of {self.budget} gives {count} cells for {sum(blocks)} blocks, of which "
-                f"{started} would start with a cell; use a smaller plane_ratio (0.5), which makes 4 times as many blocks"
-            )
-        cells = members[0].weight.new_zeros(count, self.out_channels * self.in_channels)
-        self.cells = nn.Parameter(cells.detach())
-
-    def mixtures_of(self, layer: ConvOrLinear) -> int:
-        """Return how many blocks the kernel of `layer` is cut into."""
-        out_channels, in_channels, height, width = kernel_shape(layer)
-        return out_channels // self.out_channels * (in_channels // self.in_channels) * height * width
-
-    def take(self, mixtures: int) -> Tensor:
-        """Draw the cells of the next layer; return the slot that each of its mixtures starts as, the last slot being empty."""
-        own, count = _start(mixtures, self.budget)
-        drawn = self.cells.detach()[self.taken : self.taken + count]
-        draw_(drawn.view(-1, self.in_channels, 1, 1))
-        slots = torch.tensor([len(self.cells) if i is None else self.taken + i for i in own])
-        self.taken += count
-        return slots
-
-    def extra_repr(self) -> str:
-        """Show how many cells of what size."""
-        return f"{len(self.cells)} cells {self.out_channels}x{self.in_channels} of warehouse {self.name!r}"
 
 
 class WarehouseConv2d(DynamicLayer, Borrower):
@@ -268,23 +220,6 @@ def _by_warehouse(model: nn.Module, members: Mapping[str, str]) -> dict[str, dic
     for name, group in members.items():
         groups[group][name] = survey.get(model, name)
     return groups
-
-
-def _side(channels: Sequence[int], ratio: float) -> int:
-    """Return the side of a cell: the largest divisor of all `channels` that is at most their gcd * ratio."""
-    common = math.gcd(*channels)
-    return next(side for side in range(max(int(common * ratio), 1), 0, -1) if common % side == 0)
-
-
-def _start(mixtures: int, budget: float) -> tuple[list[int | None], int]:
-    """Return which of its own cells each mixture of a layer starts as (None: empty), and how many cells it has."""
-    if budget >= 1:
-        each = round(budget)
-        return [j * each for j in range(mixtures)], mixtures * each
-    period = round(1 / budget)
-    starts = [j % period == j // period % period for j in range(mixtures)]
-    reached = list(accumulate(starts))
-    return [n - 1 if start else None for n, start in zip(reached, starts, strict=True)], reached[-1]
 
 
 _MOBILENETV2 = {"stem": True, "tau_epochs": 15}
