@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -46,6 +48,33 @@ def test_it_is_told_where_the_network_is(wrap, action, tiny, tmp_path):
         ACTIONS[action](wrapped, images, tmp_path)
     assert all(torch.equal(before[key], value) for key, value in wrapped.state_dict().items())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("resnet18", "'resnet18' was given to {}; .* kd.create_model makes one by its name"),
+        (Path("runs/a"), "runs/a'.* was given to {}; .* kd.load opens a folder"),
+        (nn.Linear(2, 2).state_dict(), "OrderedDict was given to {}; .* load these weights into one"),
+        (None, "NoneType was given to {}; expected a network, an nn.Module$"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("action", [*ACTIONS, "describe"])
+def test_what_is_no_network(action, given, said, tmp_path):
+    act = ACTIONS.get(action, lambda model, *_: kd.describe(model))
+    with pytest.raises(TypeError, match=said.format(action)):
+        act(given, torch.randn(2, 3, 16, 16), tmp_path)
+
+
+@pytest.mark.parametrize("action", ["convert", "fuse", "compress", "export"])
+def test_a_whole_detector_of_torchvision(action, tmp_path):
+    build = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
+    detector = build(weights=None, weights_backbone=None, num_classes=2).eval()
+    with pytest.raises(
+        ValueError, match=rf"is a whole detector.*; {action} its backbone, kd.{action}_?\(detector.backbone"
+    ):
+        ACTIONS[action](detector, torch.randn(2, 3, 64, 64), tmp_path)
 
 
 @pytest.mark.parametrize("wrap", [wrap for wrap in WRAPS if wrap != "scripted"])

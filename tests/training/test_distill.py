@@ -83,6 +83,8 @@ def test_other_classes_and_the_student_itself(student, teacher, images):
     other = kd.create_model("resnet18", width=0.125, num_classes=4)
     with pytest.raises(ValueError, match=r"logits \(33, 4\), the student \(33, 5\)"):
         kd.distill(student, teacher=other, images=images)
+    with pytest.raises(TypeError, match="'runs/large' was given to distill from; expected a network"):
+        kd.distill(student, teacher="runs/large", images=images)
     with pytest.raises(ValueError, match="teacher and student are one network"):
         kd.distill(student, teacher=student, images=images)
 

@@ -27,6 +27,7 @@ from kerneldna.network.mode import refuse_training
 from kerneldna.network.replaceable import irreplaceable, tied
 from kerneldna.network.surgery import InputSize, Trace
 from kerneldna.network.survey import Skip
+from kerneldna.network.unserved import refuse_detector
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.progress import bar
 from kerneldna.registry import suggest
@@ -159,6 +160,7 @@ def _check(model: nn.Module, kinds: Sequence[str]) -> None:
         raise ValueError(
             "a detector was given; compress the network that is its backbone before the detector is made"
         )
+    refuse_detector(model, "compress", "kd.compress")
     if state.get("fused"):
         raise ValueError("this network is fused; compress it as it was before, BatchNorm and all")
     if state.get("plan") or any(isinstance(module, Borrower) for module in model.modules()):

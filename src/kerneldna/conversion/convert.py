@@ -19,7 +19,7 @@ from kerneldna.network import surgery
 from kerneldna.network.replaceable import irreplaceable
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.unserved import refuse_unserved
-from kerneldna.network.wrapped import refuse_wrapped, unwrapped
+from kerneldna.network.wrapped import check_network, refuse_wrapped, unwrapped
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
 
@@ -230,6 +230,7 @@ def describe(
             says itself.
         example_inputs: As for `plan`.
     """
+    check_network(model, "describe")
     model = unwrapped(model)
     refuse_wrapped(model, "describe")
     check_loans(model, "describe")

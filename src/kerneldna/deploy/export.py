@@ -28,6 +28,7 @@ from kerneldna.files import atomic_with_others
 from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.network.surgery import InputSize
+from kerneldna.network.unserved import refuse_detector
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.reading.text import check_file
 from kerneldna.registry import runtimes
@@ -134,6 +135,8 @@ def export(
     how = inside.noted(model, part) if preprocessing else None
     if whole := part is None and detector_export.is_detector(model):
         detector_export.check_whole(runtime, compute=compute, batch=batch, input_size=input_size, opset=opset)
+    elif part is None:
+        refuse_detector(model, "export", "kd.export")
     network, shown = shown_to(model, part, images, input_size, batches)
     pixels = None if how is None else inside.pixels_of(shown, how)
     if part is not None and calibrate is not None:

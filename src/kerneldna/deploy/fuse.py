@@ -31,6 +31,7 @@ from kerneldna.network import surgery
 from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference
 from kerneldna.network.replaceable import held_past_torch, why_irreplaceable
+from kerneldna.network.unserved import refuse_detector
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.registry import suggest
 
@@ -90,6 +91,7 @@ def fuse_(
     """
     refuse_wrapped(model, "fuse")
     whole, model = model, network_of(model)
+    refuse_detector(model, "fuse", "kd.fuse_")
     check_loans(whole, "fuse")
     _check(model, mode, calibrate=calibrate, recalibrate_norms=recalibrate_norms)
     _check_stand_ins(model)

@@ -10,6 +10,25 @@ UNSERVED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Con
 SERVED = "nn.Conv2d, and nn.Linear on channels-last maps"
 
 
+def refuse_detector(model: nn.Module, action: str, function: str) -> None:
+    """Check that a network is no whole detector of torchvision.
+
+    Args:
+        model: Any network.
+        action: What is about to be done with it, for the message: "convert".
+        function: What does it: "kd.convert_".
+
+    Raises:
+        ValueError: If it is one.
+    """
+    detects = type(model).__module__.startswith("torchvision.models.detection")
+    if detects and hasattr(model, "transform") and hasattr(model, "backbone"):
+        raise ValueError(
+            f"this {type(model).__name__} is a whole detector, whose parts run on what they find; {action} its backbone, "
+            f"{function}(detector.backbone, ...)"
+        )
+
+
 def refuse_unserved(model: nn.Module) -> None:
     """Check that a network has modules that can be replaced.
 
@@ -17,12 +36,7 @@ def refuse_unserved(model: nn.Module) -> None:
         ValueError: If it is quantised or a whole detector; the message names the way.
     """
     kind = type(model).__name__
-    detects = type(model).__module__.startswith("torchvision.models.detection")
-    if detects and hasattr(model, "transform") and hasattr(model, "backbone"):
-        raise ValueError(
-            f"this {kind} is a whole detector, whose parts run on what they find; convert its backbone, "
-            "kd.convert_(detector.backbone, ...)"
-        )
+    refuse_detector(model, "convert", "kd.convert_")
     quantised = [
         name or kind for name, module in model.named_modules() if ".quantized" in type(module).__module__
     ]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kerneldna.deploy.calibrate import batches
 from kerneldna.layers.marks import check_loans
-from kerneldna.network.wrapped import refuse_wrapped, unwrapped
+from kerneldna.network.wrapped import check_network, refuse_wrapped, unwrapped
 from kerneldna.training.imitation import Imitation, check_alike, total
 from kerneldna.training.optim import parameter_groups
 
@@ -149,6 +149,7 @@ def _check(student: nn.Module, teacher: nn.Module, *, epochs: int, batch_size: i
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value}; expected a whole number, {least} or more")
+    check_network(teacher, "distill from")
     if unwrapped(teacher) is student:
         raise ValueError(
             "teacher and student are one network; pass the network that the student was made of as teacher"
