@@ -58,7 +58,7 @@ def test_it_is_told_where_the_network_is(wrap, action, tiny, tmp_path):
         (nn.Linear(2, 2).state_dict(), "OrderedDict was given to {}; .* load these weights into one"),
         (None, "NoneType was given to {}; expected a network, an nn.Module$"),
     ],
-    ids=str,
+    ids=["name", "path", "weights", "nothing"],
 )
 @pytest.mark.parametrize("action", [*ACTIONS, "describe"])
 def test_what_is_no_network(action, given, said, tmp_path):
