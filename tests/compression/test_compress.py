@@ -191,7 +191,16 @@ def test_biases_follow_the_means(seen):
         ("", {"of": "parameter"}, "unknown measure of size 'parameter'; did you mean 'parameters'"),
         ("", {"kinds": ["dens"]}, "unknown kind of layer 'dens'; did you mean 'dense'"),
         ("", {"layers": "layer9.*"}, r"unknown convolution or Linear in layers=...: 'layer9.\*'"),
-        ("", {"layers": "head"}, "has no dense or pointwise or linear layer to compress among head"),
+        (
+            "",
+            {"layers": "head"},
+            "has no dense or pointwise or linear layer to compress among head; head: the classifier, which stays without classifier=T",
+        ),
+        (
+            "",
+            {"kinds": "linear", "layers": "stem"},
+            "no linear layer to compress among stem; stem.0: dense layers stay",
+        ),
     ],
 )
 def test_what_cannot_be_compressed(trained, seen, change: str, options, message: str):

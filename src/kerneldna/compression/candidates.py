@@ -101,6 +101,24 @@ def find_candidates(
     return tuple(sorted(candidates, key=lambda each: order.index(each.layers[0]))), tuple(skipped)
 
 
+def why_none(
+    model: nn.Module, traced: Trace, *, kinds: Sequence[str], wanted: Callable[[str], bool]
+) -> list[str]:
+    """Return of the layers that are wanted and are no candidates what they are; arguments as of `find_candidates`."""
+    found = survey(model, traced)
+    modules = dict(model.named_modules())
+    reasons = {skip.name: skip.reason for skip in found.skipped}
+    for call in traced.calls:
+        layer = modules.get(call.name)
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)) or call.name in reasons:
+            continue
+        if call.name == found.classifier:
+            reasons[call.name] = "the classifier, which stays without classifier=True"
+        elif (kind := _kind(layer, call.input)) not in kinds:
+            reasons[call.name] = f"{kind} layers stay"
+    return [f"{name}: {reason}" for name, reason in reasons.items() if wanted(name)]
+
+
 def _kind(layer: nn.Module | None, shape: tuple[int, ...]) -> str | None:
     if isinstance(layer, nn.Linear):
         return "linear" if len(shape) == 2 else "pointwise"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.compression.cache import Cache
-from kerneldna.compression.candidates import Candidate, find_candidates
+from kerneldna.compression.candidates import Candidate, find_candidates, why_none
 from kerneldna.compression.damage import damage_of, variances
 from kerneldna.compression.fit import Spectrum, spectrum
 from kerneldna.compression.images import Images, answers, gathered, spread
@@ -115,9 +115,11 @@ def measure(
         runs, traced, kinds=kinds, classifier=classifier, wanted=wanted.__contains__
     )
     if not found:
+        reasons = [f"{skip.name}: {skip.reason}" for skip in skipped]
+        reasons = reasons or why_none(runs, traced, kinds=kinds, wanted=wanted.__contains__)
         raise ValueError(
             f"{type(model).__name__} has no {' or '.join(kinds)} layer to compress among {', '.join(patterns)}"
-            + "".join(f"; {skip.name}: {skip.reason}" for skip in skipped[:3])
+            + "".join(f"; {reason}" for reason in reasons[:3])
         )
     names = [name for candidate in found for name in candidate.layers]
     store = Cache(cache, model, x, answers=expected)
