@@ -194,7 +194,7 @@ def test_biases_follow_the_means(seen):
         (
             "",
             {"layers": "head"},
-            "has no dense or pointwise or linear layer to compress among head; head: the classifier, which stays without classifier=T",
+            "has no dense or pointwise or linear layer to compress among head; head: the classifier, which stays",
         ),
         (
             "",
