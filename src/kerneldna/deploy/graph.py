@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from kerneldna.reading.shown import said
 
-_OWN = tuple(str(Path(package).parent) for package in (torch.__file__, __file__))
+_OWN = tuple(Path(package).parent for package in (torch.__file__, __file__))
 
 
 @torch.no_grad()
@@ -60,8 +60,9 @@ def _why_not(error: Exception) -> str:
 def _line(error: Exception) -> str:
     """Return the last line of a network's own code that an error went through."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*_OWN, "<")):
-            return f" ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
+        file = Path(frame.filename)
+        if not frame.filename.startswith("<") and not any(file.is_relative_to(own) for own in _OWN):
+            return f" ({file.name}, line {frame.lineno}: {frame.line})"
     return ""
 
 
