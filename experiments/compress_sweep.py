@@ -2,10 +2,10 @@
 
 python experiments/compress_sweep.py                # all that have no result yet, each in a process of its own
 python experiments/compress_sweep.py resnet18       # one, here
-python experiments/compress_sweep.py --others --results experiments/results/compress_sweep_others    # networks of other libraries
+python experiments/compress_sweep.py --others       # networks of other libraries
 python experiments/compress_sweep.py resnet50 --side 224 --images 256 --budget 0.5 --results other   # time and memory at full size
 
-Untrained networks and random images: this says nothing about accuracy. Each leaves a JSON in experiments/results/compress_sweep/:
+Untrained networks and random images: this says nothing about accuracy. Each leaves a JSON in its folder of results:
 parameters and multiply-accumulates before and after, seconds, peak memory, and the largest relative difference that loading, fusing
 and the ONNX file make. --table prints them as Markdown.
 """
@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", help="networks to measure here; by default all, each in a process of its own"
     )
-    parser.add_argument("--results", type=Path, default=Path("experiments/results/compress_sweep"))
+    parser.add_argument(
+        "--results", type=Path, help="folder; by default compress_sweep, or compress_sweep_others"
+    )
     parser.add_argument(
         "--side", type=int, help="pixels of an image; by default 64, or the least that a network takes"
     )
@@ -172,6 +174,8 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true", help="print the results")
     given = parser.parse_args()
+    if given.results is None:
+        given.results = Path("experiments/results", f"compress_sweep{'_others' * given.others}")
     if given.table:
         print(table(given.results))
         return

@@ -46,10 +46,9 @@ def main() -> None:
     predicted, real = [], []
     for found, scale in zip(measured.shared, measured.scales, strict=True):
         for share in SHARES:
-            basis, mixes = found.factors(rank := found.rank_at(share))
-            kernels = {name: mix @ basis for name, mix in zip(found.layers, mixes, strict=True)}
+            rank = found.rank_at(share)
             predicted.append(scale * float(found.errors[:, rank].sum()))
-            real.append(damage_of(model, unseen, kernels, expected=expected))
+            real.append(damage_of(model, unseen, found.kernels(rank), expected=expected))
     figures = {
         "network": given.network,
         "sets": len(measured.shared),

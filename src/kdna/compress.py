@@ -79,8 +79,7 @@ def compress(
         "progress": progress,
     }
     if plan:
-        on = {"accelerator": where.get("accelerator", "auto")}
-        laid = plan_run(network, run_dir=run, **what, **on)
+        laid = plan_run(network, run_dir=run, **what, accelerator=where.get("accelerator", "auto"))
         say(str(laid))
         return {**({"run": str(run)} if run else {}), **_planned(laid)}
     folder = run or Path("runs") / f"{Path(network).name}-small"

@@ -101,22 +101,22 @@ def find_candidates(
     return tuple(sorted(candidates, key=lambda each: order.index(each.layers[0]))), tuple(skipped)
 
 
-def why_none(
-    model: nn.Module, traced: Trace, *, kinds: Sequence[str], wanted: Callable[[str], bool]
-) -> list[str]:
-    """Return of the layers that are wanted and are no candidates what they are; arguments as of `find_candidates`."""
-    found = survey(model, traced)
+def why_none(model: nn.Module, traced: Trace, *, wanted: Callable[[str], bool]) -> tuple[Skip, ...]:
+    """Say of the layers that are wanted why none is a candidate, where `find_candidates` found and skipped none."""
+    classifier = survey(model, traced).classifier
     modules = dict(model.named_modules())
-    reasons = {skip.name: skip.reason for skip in found.skipped}
+    found = []
     for call in traced.calls:
         layer = modules.get(call.name)
-        if not isinstance(layer, (nn.Conv2d, nn.Linear)) or call.name in reasons:
-            continue
-        if call.name == found.classifier:
-            reasons[call.name] = "the classifier, which stays without classifier=True"
-        elif (kind := _kind(layer, call.input)) not in kinds:
-            reasons[call.name] = f"{kind} layers stay"
-    return [f"{name}: {reason}" for name, reason in reasons.items() if wanted(name)]
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and wanted(call.name):
+            is_last = call.name == classifier
+            reason = (
+                "the classifier, which stays without classifier=True"
+                if is_last
+                else f"{_kind(layer, call.input)} layers stay"
+            )
+            found.append(Skip(call.name, reason))
+    return tuple(found)
 
 
 def _kind(layer: nn.Module | None, shape: tuple[int, ...]) -> str | None:

@@ -59,6 +59,11 @@ class Spectrum:
         ]
         return balanced(basis, mixes)
 
+    def kernels(self, rank: int) -> dict[str, Tensor]:
+        """Return each layer's kernel as a basis of `rank` filters gives it, `(C_out, D)`, by name."""
+        basis, mixes = self.factors(rank)
+        return {name: mix @ basis for name, mix in zip(self.layers, mixes, strict=True)}
+
 
 def balanced(basis: Tensor, mixes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Scale each filter of a basis against what multiplies it, so that both have one norm and train, or round, alike."""

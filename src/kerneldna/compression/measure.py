@@ -115,11 +115,10 @@ def measure(
         runs, traced, kinds=kinds, classifier=classifier, wanted=wanted.__contains__
     )
     if not found:
-        reasons = [f"{skip.name}: {skip.reason}" for skip in skipped]
-        reasons = reasons or why_none(runs, traced, kinds=kinds, wanted=wanted.__contains__)
+        skipped = skipped or why_none(runs, traced, wanted=wanted.__contains__)
         raise ValueError(
             f"{type(model).__name__} has no {' or '.join(kinds)} layer to compress among {', '.join(patterns)}"
-            + "".join(f"; {reason}" for reason in reasons[:3])
+            + "".join(f"; {skip.name}: {skip.reason}" for skip in skipped[:3])
         )
     names = [name for candidate in found for name in candidate.layers]
     store = Cache(cache, model, x, answers=expected)
@@ -247,7 +246,5 @@ def _scale(
     while rank > 1 and errors[rank] < SEEN * errors[0]:
         rank -= 1
     predicted = float(errors[rank])
-    basis, mixes = found.factors(rank)
-    kernels = {name: mix @ basis for name, mix in zip(candidate.layers, mixes, strict=True)}
-    real = damage_of(model, images, kernels, expected=expected)
+    real = damage_of(model, images, found.kernels(rank), expected=expected)
     return real / predicted if predicted > SEEN * float(errors[0]) and real > 0 else 1.0

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from kerneldna.layers.dynamic import ConvOrLinear, kernel_shape
 from kerneldna.layers.start import draw_
 
-MOST = (
-    2**24
-)  # mixtures of a layer times cells: a gigabyte of attention; the networks of the paper have a thousandth of it
+# mixtures of a layer times cells: a gigabyte of attention; the networks of the paper have a thousandth of it
+MOST = 2**24
 
 
 class Warehouse(nn.Module):

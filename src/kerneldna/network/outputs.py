@@ -23,11 +23,19 @@ def tensors_in(outputs: Any) -> list[Tensor]:
     return found
 
 
-def logits_in(outputs: Any) -> Tensor | None:
-    """Return the logits among what a network returns, None where it does not say which they are.
+def logits_in(outputs: Any, giver: str, *, mode: str = "") -> Tensor:
+    """Return the logits among what a network returns.
 
     A tensor is those itself. Of several outputs they are the one called "logits", as in transformers and in torchvision's networks
     with auxiliary classifiers, or "out", as in torchvision's for segmentation.
+
+    Args:
+        outputs: What it returned.
+        giver: Who it is, for the message: "student".
+        mode: The mode that it ran in, where that may be why.
+
+    Raises:
+        ValueError: If it does not say which they are.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -35,7 +43,11 @@ def logits_in(outputs: Any) -> Tensor | None:
         found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
         if isinstance(found, Tensor):
             return found
-    return None
+    ran = f" in {mode} mode" if mode else ""
+    raise ValueError(
+        f"the {giver} gives a {type(outputs).__name__}{ran}; expected a tensor of logits (B, classes), or something with one "
+        "called 'logits' or 'out': wrap it in a module that returns that"
+    )
 
 
 def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:

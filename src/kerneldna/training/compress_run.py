@@ -118,8 +118,9 @@ def compress_run(
         _check_no_training(folder)
         with run_lock(folder.path):
             found = opened(network, data, weights)
-            how: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
-            _compress(found, folder, asked, source, epochs, overrides, **how)
+            _compress(
+                found, folder, asked, source, epochs, overrides, progress=progress, accelerator=accelerator
+            )
     shutil.rmtree(folder.measured, ignore_errors=True)  # of no use once the facts are written
     facts = _facts_in(folder)
     if epochs:
@@ -160,8 +161,8 @@ def plan_run(
     folder = None if run_dir is None else _for_plan(CompressFolder(run_dir), asked)
     with run_lock(folder.path) if folder else nullcontext():
         trained, recipe, _ = opened(network, data, weights)
-        how: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
-        laid = laid_out(asked, trained, recipe, cache=folder and folder.measured, **how)
+        cache = folder and folder.measured
+        laid = laid_out(asked, trained, recipe, cache=cache, progress=progress, accelerator=accelerator)
         if folder and isinstance(laid, CompressionPlan):
             _draw(curve_of(laid), folder)
     return laid
@@ -237,8 +238,9 @@ def _compress(
     write_text(folder.recipe, trains_on.to_yaml())
     # what is wrong with them is said before the long work
     open_data(load_recipe(folder.recipe, overrides=overrides).data.source)
-    how: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
-    small = made_smaller(asked, teacher, recipe, cache=folder.measured, **how)
+    small = made_smaller(
+        asked, teacher, recipe, cache=folder.measured, progress=progress, accelerator=accelerator
+    )
     forms = {"original": teacher, **small.steps}
     top1 = headline(forms, recipe.model_copy(update={"distill": None}), progress=progress).get("top1", {})
     if teacher_folder is None:

@@ -149,14 +149,7 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 def _logits(who: str, network: nn.Module, images: Tensor) -> Tensor:
     own = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
     found = network(images.to(own, copy=True))  # a network may write over what it is given
-    logits = logits_in(found)
-    if logits is None:
-        mode = "training" if network.training else "eval"
-        raise ValueError(
-            f"the {who} gives a {type(found).__name__} in {mode} mode; expected a tensor of logits (B, classes), or something with "
-            "one called 'logits' or 'out': wrap it in a module that returns that"
-        )
-    return logits
+    return logits_in(found, who, mode="training" if network.training else "eval")
 
 
 def _watched(model: nn.Module, names: list[str], note: Any) -> ExitStack:

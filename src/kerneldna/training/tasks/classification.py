@@ -101,7 +101,8 @@ class Classification(Task):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of the measured network, `(B, num_classes)`."""
-        return _logits(self.measured(images.contiguous(memory_format=self.memory_format)))
+        found = self.measured(images.contiguous(memory_format=self.memory_format))
+        return logits_in(found, "network")
 
     def on_fit_start(self) -> None:
         """Bring the teacher to where the network trains."""
@@ -118,7 +119,7 @@ class Classification(Task):
         images = images.contiguous(memory_format=self.memory_format)
         terms: dict[str, Tensor] = {}
         if self.imitation is None:
-            loss = self.loss(_logits(self.model(images)), targets)
+            loss = self.loss(logits_in(self.model(images), "network"), targets)
         else:
             _, terms = self.imitation.compare(self.model, images)
             loss = total(terms)
@@ -144,16 +145,6 @@ class Classification(Task):
                 metric.update(logits, targets)
                 self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, prog_bar=True)
-
-
-def _logits(outputs: Any) -> Tensor:
-    logits = logits_in(outputs)
-    if logits is None:
-        raise ValueError(
-            f"the network gives a {type(outputs).__name__}; expected a tensor of logits (B, classes), or something with one called "
-            "'logits' or 'out': wrap it in a module that returns that"
-        )
-    return logits
 
 
 def _warn_of_levels(recipe: Recipe, model: nn.Module) -> None:
