@@ -24,7 +24,7 @@ AllowNonfinite = Annotated[
     bool,
     typer.Option("--allow-nonfinite", help="Open a network whose weights hold NaN or infinity too."),
 ]
-Devices = Annotated[str, typer.Option(help="Train on: auto, cpu, cuda, or a number of devices.")]
+Devices = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, or a number of devices.")]
 
 
 def chosen_devices(given: str) -> dict[str, Any]:

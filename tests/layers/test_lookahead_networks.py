@@ -35,12 +35,19 @@ def build(name="resnet18", **options):
 
 @pytest.fixture(scope="module")
 def trained(settle):
-    return {name: settle(build(name), X) for name in NETWORKS}
+    made: dict[str, nn.Module] = {}
+
+    def of(name):
+        if name not in made:
+            made[name] = settle(build(name), X)
+        return made[name]
+
+    return of
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=["resnet18", "convnext_tiny", pytest.param("mobilenetv2_050", marks=pytest.mark.slow)])
 def model(request, trained):
-    return copy.deepcopy(trained[request.param])
+    return copy.deepcopy(trained(request.param))
 
 
 def relative(a, b):
@@ -146,7 +153,7 @@ def test_an_average_of_the_weights_is_kept(model):
 def test_compiled_in_one_graph(trained, name):
     for train in (False, True):
         torch.compiler.reset()
-        model = copy.deepcopy(trained[name]).train(train)
+        model = copy.deepcopy(trained(name)).train(train)
         expected = copy.deepcopy(model)(X)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(X)
         torch.testing.assert_close(compiled, expected)
@@ -156,7 +163,7 @@ def test_compiled_in_one_graph(trained, name):
 
 def test_compiled_block_by_block(trained):
     torch.compiler.reset()
-    model = copy.deepcopy(trained["resnet18"])
+    model = copy.deepcopy(trained("resnet18"))
     expected = model(X)
     for block in model.layer4:
         block.compile(fullgraph=True, backend="aot_eager")
@@ -177,7 +184,7 @@ def test_fused_for_accuracy(model, tmp_path):
 
 
 def test_a_failed_fuse_leaves_the_gates_as_they_were(trained, monkeypatch):
-    model = copy.deepcopy(trained["resnet18"])
+    model = copy.deepcopy(trained("resnet18"))
     expected = model(X)
     wrong = kd.ChildConv2d.fused
     monkeypatch.setattr(kd.ChildConv2d, "fused", lambda child: nn.Sequential(wrong(child), nn.ReLU()))
@@ -187,7 +194,7 @@ def test_a_failed_fuse_leaves_the_gates_as_they_were(trained, monkeypatch):
 
 
 def test_means_are_those_of_single_images(trained):
-    model = trained["resnet18"]
+    model = trained("resnet18")
     found = gate_means(model, X, progress=False)
     assert {name.removesuffix(".gate") for name in found} == {c.name for c in kd.plan_of(model).changes}
     for stage in kd.plan_of(model).stages:
@@ -245,7 +252,7 @@ def test_kernel_times_factors_is_the_fused_kernel(model, mode):
 )
 def test_exported_to_onnx(trained, name, mode, tmp_path):
     onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
-    model = trained[name]
+    model = trained(name)
     calibrate = X if mode == "throughput" else None
     options = {"mode": mode, "calibrate": calibrate, "progress": False, "input_size": (3, 48, 48)}
     # compared with PyTorch at batches of 1, 2 and 7
@@ -258,7 +265,7 @@ def test_exported_to_onnx(trained, name, mode, tmp_path):
 
 def test_exported_to_int8_leaves_the_gates_in_float(trained, tmp_path):
     onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
-    model = trained["resnet18"]
+    model = trained("resnet18")
     options = {"compute": "int8", "calibrate": X, "progress": False, "input_size": (3, 48, 48)}
     kd.export(model, tmp_path / "m.onnx", **options)
     layers = [node for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type == "Conv"]

@@ -1,12 +1,14 @@
 """Shortcuts are found by what is computed, not by their names, and all methods leave them alone alike."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import kerneldna as kd
 from kerneldna.network import surgery
 from kerneldna.network.shortcuts import shortcuts_in
+from kerneldna.network.survey import branch_ends
 
 
 class Block(nn.Module):
@@ -81,3 +83,40 @@ def test_branches_side_by_side_are_no_shortcuts():
 
     model = surgery.skeleton(nn.Sequential(Branches(), nn.Conv2d(8, 8, 3)))
     assert not shortcuts_in(model, surgery.trace(model, (8, 6, 6)))
+
+
+class Named(nn.Module):
+    """A block of convolutions of any names, one behind the other, and a 3x3 one of any name on the shortcut."""
+
+    def __init__(self, main, beside):
+        super().__init__()
+        self.names, self.beside = main, beside
+        for name in (*main, beside):
+            self.add_module(name, nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x):
+        y = x
+        for name in self.names:
+            y = torch.relu(self.get_submodule(name)(y))
+        return y + self.get_submodule(self.beside)(x)
+
+
+@pytest.mark.parametrize("last", ["proj", "skip_conv", "downsample", "identity"])
+def test_the_only_way_through_is_no_shortcut_whatever_it_is_called(last):
+    model = nn.Sequential(nn.Sequential(*(Named(("conv1", last), "shortcut") for _ in range(2))))
+    skeleton = surgery.skeleton(model)
+    traced = surgery.trace(skeleton, (8, 8, 8))
+    assert shortcuts_in(skeleton, traced) == {"0.0.shortcut", "0.1.shortcut"}
+    if last == "proj":
+        assert branch_ends(skeleton, traced) == ("0.0.proj", "0.1.proj")
+
+
+def test_a_stage_s_downsample_is_no_shortcut():
+    model = timm.create_model("convnext_atto", num_classes=3)
+    skeleton = surgery.skeleton(model)
+    assert not shortcuts_in(skeleton, surgery.trace(skeleton, (3, 64, 64)))
+
+
+def test_gates_stand_behind_an_attention_s_projection():
+    plan = kd.plan(timm.create_model("mobilenetv4_hybrid_medium", num_classes=3), "se")
+    assert "blocks.2.4.attn.output.proj" in {change.name for change in plan.changes}

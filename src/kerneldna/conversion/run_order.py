@@ -16,7 +16,7 @@ from torch import nn
 from kerneldna.conversion.pattern import Slot
 from kerneldna.conversion.rows import Row, rows_of
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
+from kerneldna.network.layer_kinds import is_pixel, kind_of
 from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Call, Trace
 from kerneldna.network.survey import Skip
@@ -47,13 +47,11 @@ def rows_in_run(
     """
     last = traced.calls[-1].output if traced.calls else ()
     layers, skipped = [], []
-    shortcuts = shortcuts_in(model, traced)
+    elsewhere = shortcuts_in(model, traced).union(taken)
     for call in traced.calls:
         module = surgery.get(model, call.name)
         on_map = not is_pixel(call.input) or is_pixel(last)
-        if kind_of(module, call.input) not in eligible or not on_map or call.name in taken:
-            continue
-        if is_shortcut(call.name) or call.name in shortcuts:
+        if kind_of(module, call.input) not in eligible or not on_map or call.name in elsewhere:
             continue
         if reason := traced.irreplaceable.get(call.name):
             skipped.append(Skip(call.name, reason))

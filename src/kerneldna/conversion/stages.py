@@ -19,7 +19,7 @@ from kerneldna.conversion.plan import Block, Layer, Stage
 from kerneldna.conversion.rows import Row, every_second, pairs_of, rows_of
 from kerneldna.conversion.run_order import Found, form_of, rows_in_run, stages_of
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
+from kerneldna.network.layer_kinds import is_pixel, kind_of
 from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Trace
 from kerneldna.network.survey import Skip
@@ -100,8 +100,7 @@ def find_blocks(model: nn.Module, traced: Trace, stage: str, *, eligible: Collec
                 continue
             module = surgery.get(model, call.name)
             on_map = not is_pixel(call.input) or is_pixel(inputs[name])
-            beside = call.name in shortcuts or is_shortcut(call.name[len(name) :])
-            if kind_of(module, call.input) in eligible and on_map and not beside:
+            if kind_of(module, call.input) in eligible and on_map and call.name not in shortcuts:
                 if reason := traced.irreplaceable.get(call.name):
                     skipped.append(Skip(call.name, reason))
                 else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kerneldna.conversion.plan import Stage, Unused
 from kerneldna.conversion.stages import KINDS
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import is_pixel, is_shortcut, kind_of
+from kerneldna.network.layer_kinds import is_pixel, kind_of
 from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Call, Trace
 from kerneldna.network.survey import Skip
@@ -95,4 +95,4 @@ def _why(module: nn.Module, call: Call, eligible: Collection[str], shortcuts: Co
     if kind not in eligible:
         others = f"; name them by KernelDNA(eligible={kind!r})" if kind in KINDS else ""
         return f"{kind} layers are not eligible{others}"
-    return "they are on shortcuts" if is_shortcut(call.name) or call.name in shortcuts else ""
+    return "they are on shortcuts" if call.name in shortcuts else ""

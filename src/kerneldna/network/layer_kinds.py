@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-_SHORTCUTS = ("downsample", "shortcut", "skip", "identity")
 
 
 def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
@@ -21,11 +20,6 @@ def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     if module.groups == 1:
         return "pointwise" if module.kernel_size == (1, 1) else "dense"
     return "depthwise" if module.groups == module.in_channels else "grouped"
-
-
-def is_shortcut(path: str) -> bool:
-    """Whether the name of a module inside a block says that it is on the shortcut."""
-    return any(part.startswith(_SHORTCUTS) or part == "proj" for part in path.split("."))
 
 
 def is_pixel(shape: tuple[int, ...]) -> bool:

@@ -1,23 +1,28 @@
-"""Which layers of a network stand on shortcuts, whatever they are called: seen in one run.
+"""Which layers of a network stand on shortcuts: seen in one run, and where that does not tell, by their names.
 
 y = norm(conv(norm(conv(x)))) + norm(1x1(x))        a branch of two layers or more, and a 1x1 convolution beside it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 
-from kerneldna.network.layer_kinds import NORMS
+from kerneldna.network.layer_kinds import NORMS, is_pixel
 from kerneldna.network.surgery import Trace
+
+_NAMES = ("downsample", "shortcut", "skip", "identity")
 
 
 def shortcuts_in(model: nn.Module, traced: Trace) -> frozenset[str]:
-    """Return the names of the 1x1 convolutions on shortcuts, and of the norms behind them.
+    """Return the names of the convolutions on shortcuts, and of the norms behind them.
 
-    Such a convolution neither reads what another layer of its block computed nor is read by one, and gives a map of the block's
-    own shape; a branch of two layers or more gives as many channels. Branches whose maps are concatenated give fewer.
+    A 1x1 convolution there neither reads what another layer of its block computed nor is read by one, and gives a map of the
+    block's own shape; a branch of two layers or more gives as many channels. Branches whose maps are concatenated give fewer.
+
+    Of other convolutions the name tells ("downsample", "skip"), unless every layer around it comes before it or behind it: there it
+    is the only way through.
 
     Args:
         model: The network, or its skeleton.
@@ -42,7 +47,22 @@ def shortcuts_in(model: nn.Module, traced: Trace) -> frozenset[str]:
                 behind = (n for n in ran if n.startswith(f"{block}.") and follows(name, n))
                 found |= {name, *(n for n in behind if not any(follows(other, n) for other in inside))}
                 break
-    return frozenset(found)
+    pixels = {call.name for call in traced.calls if is_pixel(call.input)}
+    maps = [name for name in layers if name not in found | pixels]
+    named = (name for name in ran if name not in found and _is_beside(name, maps, follows))
+    return frozenset(found).union(named)
+
+
+def _is_beside(name: str, layers: Sequence[str], follows: Callable[[str, str], bool]) -> bool:
+    """Whether a layer has the name of a shortcut, and runs beside another layer of what holds it, which has not."""
+    parts = name.split(".")
+    for place in (i for i, part in enumerate(parts) if part.startswith(_NAMES)):
+        here = "".join(f"{part}." for part in parts[:place])
+        inside = [n for n in layers if n.startswith(here)]
+        around = [n for n in inside if not any(p.startswith(_NAMES) for p in n[len(here) :].split("."))]
+        if not around or any(not follows(name, n) and not follows(n, name) for n in around):
+            return True
+    return False
 
 
 def _around(name: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from kerneldna.layers.dynamic import ConvOrLinear
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import NORMS, is_pixel, is_shortcut, kind_of
+from kerneldna.network.layer_kinds import NORMS, is_pixel, kind_of
 from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Call, Trace
 
@@ -261,7 +261,7 @@ def _branch_end(
     end = None
     for inner, made in calls.items():
         module = modules[inner]
-        if not inner.startswith(f"{name}.") or is_shortcut(inner[len(name) :]):
+        if not inner.startswith(f"{name}."):
             continue
         if not (kind_of(module, made.input) or isinstance(module, NORMS)):
             continue
@@ -274,8 +274,8 @@ def _branch_end(
 
 def _role(name: str, blocks: Sequence[Block], *, order: Sequence[str]) -> str:
     """Return the role of the convolution `name`; `order` are all, as they run."""
-    if (block := _block_of(name, blocks)) is not None:
-        return "shortcut" if is_shortcut(name[len(block.name) :]) else "block"
+    if _block_of(name, blocks):
+        return "block"
     place = order.index(name)
     inside = [i for i, other in enumerate(order) if _block_of(other, blocks)]
     if place == 0 or (inside and place < inside[0]):
