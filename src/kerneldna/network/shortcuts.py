@@ -21,8 +21,8 @@ def shortcuts_in(model: nn.Module, traced: Trace) -> frozenset[str]:
     A 1x1 convolution there neither reads what another layer of its block computed nor is read by one, and gives a map of the
     block's own shape; a branch of two layers or more gives as many channels. Branches whose maps are concatenated give fewer.
 
-    Of other convolutions the name tells ("downsample", "skip"), unless every layer around it comes before it or behind it: there it
-    is the only way through.
+    Of other convolutions the name tells ("downsample", "skip"), where they run beside as many of what holds them: one that all
+    others come before or behind is the only way through, and a stage beside a lateral layer is no shortcut.
 
     Args:
         model: The network, or its skeleton.
@@ -42,7 +42,7 @@ def shortcuts_in(model: nn.Module, traced: Trace) -> frozenset[str]:
             inside = [other for other in layers if other.startswith(f"{block}.") and other != name]
             if any(follows(name, other) or follows(other, name) for other in inside):
                 break  # and so in every larger block
-            ends = (other for other in inside if outputs[other][1] == outputs[name][1])
+            ends = (other for other in inside if outputs[other][1:2] == outputs[name][1:2])
             if any(follows(other, end) for end in ends for other in inside):
                 behind = (n for n in ran if n.startswith(f"{block}.") and follows(name, n))
                 found |= {name, *(n for n in behind if not any(follows(other, n) for other in inside))}
@@ -54,13 +54,14 @@ def shortcuts_in(model: nn.Module, traced: Trace) -> frozenset[str]:
 
 
 def _is_beside(name: str, layers: Sequence[str], follows: Callable[[str, str], bool]) -> bool:
-    """Whether a layer has the name of a shortcut, and runs beside another layer of what holds it, which has not."""
+    """Whether a layer has the name of a shortcut, and runs beside others of what holds it, no fewer than the shortcut has."""
     parts = name.split(".")
     for place in (i for i, part in enumerate(parts) if part.startswith(_NAMES)):
-        here = "".join(f"{part}." for part in parts[:place])
+        here, own = "".join(f"{part}." for part in parts[:place]), ".".join(parts[: place + 1])
         inside = [n for n in layers if n.startswith(here)]
         around = [n for n in inside if not any(p.startswith(_NAMES) for p in n[len(here) :].split("."))]
-        if not around or any(not follows(name, n) and not follows(n, name) for n in around):
+        beside = [n for n in around if not follows(name, n) and not follows(n, name)]
+        if beside and len(beside) >= sum(n == own or n.startswith(f"{own}.") for n in inside):
             return True
     return False
 
