@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 import kerneldna as kd
 from kerneldna.models import create_from
@@ -109,3 +110,26 @@ def test_what_a_recipe_may_not_say_of_its_network(changes, message):
     recipe = load_recipe("resnet18-kerneldna-digits", overrides=[changes])
     with pytest.raises(ValueError, match=message):
         create_from(recipe.model, num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnetv2_18"])
+def test_a_small_stem_has_no_pooling_wherever_it_stands(name):
+    model = kd.create_model(name, num_classes=3, stem="small").eval()
+    with torch.device("meta"):
+        whole = kd.create_model(name, num_classes=3)
+    assert model.forward_features(torch.randn(1, 3, 32, 32)).shape[-1] == 4
+    assert isinstance(
+        whole.get_submodule({"densenet121": "features.pool0"}.get(name, "stem.pool")), nn.MaxPool2d
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nf_resnet26", "but ScaledStdConv2d has a forward of its own"),
+        ("repvgg_a0", "is not all of its stem"),
+    ],
+)
+def test_a_stem_of_another_kind_is_not_made_small(name, message):
+    with pytest.raises(ValueError, match=message):
+        kd.create_model(name, stem="small")

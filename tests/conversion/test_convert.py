@@ -4,6 +4,8 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim.swa_utils import AveragedModel
 
 import kerneldna as kd
 from kerneldna.conversion.plan import Plan
@@ -180,3 +182,53 @@ def test_an_input_that_does_not_fit_names_the_remedy(model):
 def test_an_unknown_method():
     with pytest.raises(ValueError, match=r"unknown method 'kernldna'; did you mean 'kerneldna'\?"):
         kd.create_model("resnet18", method="kernldna")
+
+
+@pytest.mark.parametrize("method", ["kerneldna", "odconv", "cbam"])
+def test_what_comes_into_a_frozen_stage_is_in_its_mode(method):
+    model = kd.create_model("resnet18", num_classes=3, width=0.125).train()
+    model.layer4.eval()
+    kd.convert_(model, method)
+    assert not any(module.training for module in model.layer4.modules())
+    assert all(module.training for module in model.layer3.modules())
+
+
+def test_the_plan_of_a_wrapped_network_is_that_of_the_network_in_it():
+    model = kd.create_model("resnet18", method="kerneldna", num_classes=3, width=0.125)
+    assert kd.plan_of(AveragedModel(model)) == kd.plan_of(model) is not None
+
+
+def test_a_compiled_part_is_counted():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    expected = kd.describe(model, input_size=(3, 8, 8)).size.macs
+    model[0] = torch.compile(model[0])
+    assert kd.describe(model, input_size=(3, 8, 8)).size.macs == expected
+
+
+@pytest.mark.parametrize("method", ["odconv", "dyconv", "kernelwarehouse"])
+def test_a_method_that_changes_nothing_says_why(method):
+    model = nn.Sequential(
+        *(spectral_norm(nn.Conv2d(a, 8, 3, padding=1)) for a in (3, 8, 8)), nn.AdaptiveAvgPool2d(1)
+    )
+    with pytest.raises(
+        ValueError, match=r"no layer that .* changes \(.*: its weight is computed anew at every call"
+    ):
+        kd.convert_(model, method, input_size=(3, 8, 8))
+
+
+@pytest.mark.parametrize("method", ["condconv", "dcd"])
+def test_a_gate_s_linear_is_no_classifier(method):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = (nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))
+            self.fc1, self.fc2 = nn.Linear(8, 4), nn.Linear(4, 8)
+
+        def forward(self, x):
+            y = self.conv2(torch.relu(self.conv1(x)))
+            return x + y * torch.sigmoid(self.fc2(torch.relu(self.fc1(y.mean((2, 3))))))[:, :, None, None]
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(*(Block() for _ in range(4))), nn.Conv2d(8, 5, 1))
+    changed = [change.name for change in kd.plan(model, method, input_size=(3, 8, 8)).changes]
+    assert changed
+    assert not any(".fc" in name for name in changed)

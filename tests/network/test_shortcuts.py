@@ -120,3 +120,39 @@ def test_a_stage_s_downsample_is_no_shortcut():
 def test_gates_stand_behind_an_attention_s_projection():
     plan = kd.plan(timm.create_model("mobilenetv4_hybrid_medium", num_classes=3), "se")
     assert "blocks.2.4.attn.output.proj" in {change.name for change in plan.changes}
+
+
+class Plain(nn.Module):
+    def __init__(self, name, lateral):
+        super().__init__()
+        self.name, self.stem = name, nn.Conv2d(3, 8, 3, padding=1)
+        for i in (1, 2):
+            self.add_module(f"{name}{i}", nn.Sequential(*(Block(8, 8, 1, (), False) for _ in range(3))))
+        self.lateral = nn.Conv2d(8, 8, 1) if lateral else None
+
+    def forward(self, x):
+        x = self.get_submodule(f"{self.name}1")(self.stem(x))
+        y = self.get_submodule(f"{self.name}2")(x)
+        return y if self.lateral is None else y + self.lateral(x)
+
+
+@pytest.mark.parametrize("lateral", [False, True])
+@pytest.mark.parametrize("method", ["kerneldna", "se", "odconv"])
+def test_a_stage_called_as_a_shortcut_is_none(method, lateral):
+    expected, found = (
+        [change.name for change in kd.plan(Plain(name, lateral), method, input_size=(3, 8, 8)).changes]
+        for name in ("stage", "downsample")
+    )
+    assert found == [name.replace("stage", "downsample") for name in expected]
+
+
+def test_a_linear_on_a_vector_beside_a_block_is_no_fault():
+    class Film(Named):
+        def __init__(self):
+            super().__init__(("conv1", "conv2"), "side")
+            self.side, self.task, self.film = nn.Conv2d(8, 8, 1), nn.Parameter(torch.ones(4)), nn.Linear(4, 8)
+
+        def forward(self, x):
+            return super().forward(x) * self.film(self.task)[:, None, None]
+
+    assert kd.plan(nn.Sequential(Film(), Film()), kd.KernelDNA(), input_size=(8, 8, 8)).changes

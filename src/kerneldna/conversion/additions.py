@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,9 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kerneldna.conversion.pattern import Pattern, Slot
 from kerneldna.conversion.plan import Block, Layer, Stage
-from kerneldna.network import surgery
-from kerneldna.network.surgery import Trace
+from kerneldna.network import copies, surgery
+from kerneldna.network.layer_kinds import has_parts
+from kerneldna.network.surgery import InputSize, Trace
 from kerneldna.network.survey import Skip
+from kerneldna.reading.shown import said
 
 
 def extended(
@@ -70,8 +71,13 @@ def extended(
     return blocks
 
 
-def add_(model: nn.Module, stages: Collection[Stage], traced: Trace) -> None:
-    """Add the blocks and units to `model` that the stages name as added."""
+def add_(model: nn.Module, stages: Collection[Stage], input_size: InputSize) -> None:
+    """Add the blocks and units to `model` that the stages name as added.
+
+    Raises:
+        ValueError: If blocks are deepened and the network does not run on one image of that size, without its numbers.
+    """
+    traced = _run_to_deepen(model, stages, input_size)
     for stage in stages:
         units: dict[str, list[str]] = {}
         for block in stage.blocks:
@@ -84,9 +90,57 @@ def add_(model: nn.Module, stages: Collection[Stage], traced: Trace) -> None:
             surgery.replace_(model, host, _deepened(model, host, traced, count=len(names)))
         if added := [block.name for block in stage.blocks if block.added]:
             container = surgery.get(model, stage.name)
-            last = list(container.children())[-1]
+            last = surgery.get(model, [block.name for block in stage.blocks if not block.added][-1])
             for name in added:
-                container.add_module(name.rpartition(".")[2], surgery.fresh_copy(last))
+                container.add_module(name.rpartition(".")[2], copies.fresh_copy(last))
+
+
+def _run_to_deepen(model: nn.Module, stages: Collection[Stage], input_size: InputSize) -> Trace:
+    if not any(layer.added for stage in stages for block in stage.blocks for layer in block.layers):
+        return Trace((), 0)
+    try:
+        return surgery.trace(surgery.skeleton(model), input_size)
+    except ValueError as error:
+        raise ValueError(
+            f"a pattern with more letters than a block has layers needs a network that runs on one image and without its numbers: "
+            f"{said(error)}; write a letter for each layer"
+        ) from error
+
+
+def check_blocks(model: nn.Module, blocks: Iterable[Block], *, stage: str) -> None:
+    """Check that nothing stands in a stage behind the block that others are to be added behind.
+
+    Raises:
+        ValueError: If something does: what is added would run behind that.
+    """
+    there = [block.name for block in blocks if not block.added]
+    container, _, last = there[-1].rpartition(".")
+    inside = [name for name, _ in surgery.get(model, container).named_children()]
+    if len(there) < len(list(blocks)) and (behind := inside[inside.index(last) + 1 :]):
+        first = f"{container}.{behind[0]}"
+        raise ValueError(
+            f"stage {stage!r}: its pattern adds blocks behind {there[-1]!r}, where {first!r} stands, a "
+            f"{type(surgery.get(model, first)).__name__}; write a group for each block there is, or move that out of the stage"
+        )
+
+
+def check_run(stages: Iterable[Stage], ran: Trace) -> None:
+    """Check that what a plan adds runs.
+
+    Args:
+        stages: Those of the plan.
+        ran: One run of the converted network.
+
+    Raises:
+        ValueError: If a block does not: the network calls its blocks one by one, not all that a stage holds.
+    """
+    called = [call.name for call in ran.calls]
+    for name in (block.name for stage in stages for block in stage.blocks if block.added):
+        if not any(call == name or call.startswith(f"{name}.") for call in called):
+            raise ValueError(
+                f"the pattern adds block {name!r}, which the network would never run: its forward calls the blocks that it knows. "
+                "Write a group for each block there is, or let the forward call all blocks of the stage in a loop"
+            )
 
 
 def _deeper(layers: list[Layer], extra: int, stage: str) -> list[Layer]:
@@ -115,7 +169,7 @@ def check_units(model: nn.Module, blocks: Iterable[Block], traced: Trace) -> Non
     """
     for host in {_host(la.name) for block in blocks if not block.added for la in block.layers if la.added}:
         norm, act = _norm_and_act(model, host, traced)
-        if act is None and not any(norm.children()):  # timm's norms have their activation in them
+        if act is None and not has_parts(norm):  # timm's norms have their activation in them
             raise ValueError(
                 f"units before {host!r} would be linear: no module of its own stands between it and the norm before it (an "
                 "activation called as a function, or one for several blocks?); give each block an activation module, as nn.ReLU()"
@@ -128,11 +182,11 @@ def _deepened(model: nn.Module, name: str, traced: Trace, *, count: int) -> nn.S
     norm, act = _norm_and_act(model, name, traced)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(count):
-        unit: OrderedDict[str, nn.Module] = OrderedDict(conv=surgery.fresh_copy(conv))
+        unit: OrderedDict[str, nn.Module] = OrderedDict(conv=copies.fresh_copy(conv))
         unit["conv"].stride = (1, 1)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-        unit["norm"] = surgery.fresh_copy(norm)
+        unit["norm"] = copies.fresh_copy(norm)
         if act is not None:
-            unit["act"] = copy.deepcopy(act)
+            unit["act"] = copies.copied(act)
         parts[f"added{i}"] = nn.Sequential(unit)
     return nn.Sequential(OrderedDict(**parts, last=conv))
 
@@ -148,9 +202,7 @@ def _norm_and_act(model: nn.Module, name: str, traced: Trace) -> tuple[nn.Module
         raise ValueError(
             f"no norm of {channels} channels comes before {name!r}; the block cannot be deepened"
         )
-    between = [
-        m for m in before[: before.index(norm)] if not any(m.children()) and not isinstance(m, nn.Identity)
-    ]
+    between = [m for m in before[: before.index(norm)] if not has_parts(m) and not isinstance(m, nn.Identity)]
     return norm, between[-1] if between else None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kerneldna.conversion import reparameterize
+from kerneldna.conversion.additions import check_run
 from kerneldna.conversion.choice import costs_in, with_savings
 from kerneldna.conversion.counting import size_before, size_of
 from kerneldna.conversion.description import Description
@@ -16,6 +17,7 @@ from kerneldna.conversion.plan import Plan
 from kerneldna.conversion.rehearsal import known_to, rehearse
 from kerneldna.layers.marks import Borrower, check_loans
 from kerneldna.network import surgery
+from kerneldna.network.layer_kinds import has_parts
 from kerneldna.network.replaceable import irreplaceable
 from kerneldna.network.surgery import InputSize
 from kerneldna.network.unserved import refuse_unserved
@@ -61,7 +63,7 @@ def plan(
         input_size: `(C, H, W)` of one image; by default what the network says itself, else 224 x 224.
         counted_on: `(C, H, W)` of the image to count multiply-accumulates for; by default the same.
         example_inputs: What the network's forward takes, where that is not one batch of images: a tuple of arguments, or a dict of
-            named ones. Multiply-accumulates are counted for it.
+            named ones. Multiply-accumulates are counted for each of its images.
 
     Returns:
         The plan: print it to see parents, children, what was left out and why, and the sizes before and after.
@@ -90,7 +92,9 @@ def plan(
     rehearse(model, skeleton, method, laid)
     if runs is not skeleton:  # a copy with the numbers
         method.apply_(runs, laid)
-    after = size_of(skeleton, runs, counted, example=example_inputs)
+    ran = surgery.trace(runs, counted, example=example_inputs)
+    check_run(laid.stages, ran)
+    after = size_of(skeleton, runs, counted, macs=ran.macs, example=example_inputs)
     laid = replace(laid, before=before, after=after, counted_on=None if counted == size else counted)
     return with_savings(laid, costs_in(skeleton))
 
@@ -162,17 +166,19 @@ def carry_out_(model: nn.Module, laid: Plan, *, rehearsed: bool = False) -> None
     if not rehearsed:
         with torch.random.fork_rng(devices=[]):
             rehearse(model, surgery.skeleton(model), method, laid)
-    modes = {module: module.training for module in model.modules()}
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+    kept = {module: module.training for module in model.modules()}
     method.apply_(model, laid)
-    for module in model.modules():  # what was frozen stays so
-        module.training = modes.get(module, model.training)
+    for name, module in model.named_modules():  # what was frozen stays so, with what comes into its place
+        modes.setdefault(name, modes[name.rpartition(".")[0]])
+        module.training = kept.get(module, modes[name])
     reparameterize.refuse_(model)
     set_state(model, plan=laid.to_dict())
 
 
 def plan_of(model: nn.Module) -> Plan | None:
     """Return the plan that `model` was converted with, None for a network as it was."""
-    data = state_of(network_of(model)).get("plan")
+    data = state_of(network_of(unwrapped(model))).get("plan")
     return None if data is None else Plan.from_dict(data)
 
 
@@ -241,7 +247,7 @@ def describe(
     runs, traced = surgery.first_run(network, network_of(whole), size, example=example_inputs)
     layers: dict[str, int] = {}
     for module in model.modules():
-        if not any(module.children()):
+        if not has_parts(module):
             layers[type(module).__name__] = layers.get(type(module).__name__, 0) + 1
     pairs = state_of(network).get("fused", {}).get("split", ())
     counted = size_of(whole, runs, size, pairs=pairs, macs=traced.macs, example=example_inputs)

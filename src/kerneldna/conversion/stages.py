@@ -13,13 +13,13 @@ from dataclasses import replace
 from torch import nn
 
 from kerneldna.conversion import pattern as patterns_
-from kerneldna.conversion.additions import check_units, extended
+from kerneldna.conversion.additions import check_blocks, check_units, extended
 from kerneldna.conversion.pattern import Slot
 from kerneldna.conversion.plan import Block, Layer, Stage
 from kerneldna.conversion.rows import Row, every_second, pairs_of, rows_of
 from kerneldna.conversion.run_order import Found, form_of, rows_in_run, stages_of
 from kerneldna.network import surgery
-from kerneldna.network.layer_kinds import is_pixel, kind_of
+from kerneldna.network.layer_kinds import has_parts, is_pixel, kind_of
 from kerneldna.network.shortcuts import shortcuts_in
 from kerneldna.network.surgery import Trace
 from kerneldna.network.survey import Skip
@@ -67,6 +67,7 @@ def lay_out(
         skipped += found.skipped
         wanted = patterns_.parse(text)
         blocks = extended(found.blocks, found.skipped, wanted, stage=name)
+        check_blocks(model, blocks, stage=name)
         check_units(model, blocks, traced)
         pairs = patterns_.resolve(
             wanted, [[Slot(la.name, la.shape) for la in b.layers] for b in blocks], stage=name
@@ -99,7 +100,7 @@ def find_blocks(model: nn.Module, traced: Trace, stage: str, *, eligible: Collec
             if call.name != name and not call.name.startswith(f"{name}."):
                 continue
             module = surgery.get(model, call.name)
-            on_map = not is_pixel(call.input) or is_pixel(inputs[name])
+            on_map = not is_pixel(call.input) or is_pixel(inputs.get(name, ()))
             if kind_of(module, call.input) in eligible and on_map and call.name not in shortcuts:
                 if reason := traced.irreplaceable.get(call.name):
                     skipped.append(Skip(call.name, reason))
@@ -209,7 +210,7 @@ def _is_stage(module: nn.Module) -> bool:
     children = list(module.children())
     if sum(isinstance(child, nn.Conv2d) for child in children) > 3:  # as VGG; a stem has three at most
         return True
-    blocks = Counter(type(child) for child in children if any(child.children()) and not _is_sequence(child))
+    blocks = Counter(type(child) for child in children if has_parts(child) and not _is_sequence(child))
     return bool(blocks) and blocks.most_common(1)[0][1] >= max(2, len(children) / 2)
 
 
@@ -219,4 +220,4 @@ def _is_sequence(module: nn.Module) -> bool:
         return True
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
-    return alike and any(children[0].children()) and not isinstance(children[0], _CONTAINERS)
+    return alike and has_parts(children[0]) and not isinstance(children[0], _CONTAINERS)

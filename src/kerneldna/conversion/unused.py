@@ -78,6 +78,13 @@ def which_were_skipped(unused: Sequence[Unused], skipped: Sequence[Skip]) -> str
     return f" that may and pays to share ({reasons.total()} were found and skipped: {said})"
 
 
+def nothing_to_change(model: nn.Module, method: str, skipped: Sequence[Skip]) -> ValueError:
+    """Return the error of a method that finds no layer to change, with the reasons that most layers have."""
+    reasons = Counter(skip.reason for skip in skipped).most_common(4)
+    said = "; ".join(f"{count}: {reason}" for reason, count in reasons) or "it has no convolution"
+    return ValueError(f"{type(model).__name__} has no layer that {method} changes ({said})")
+
+
 def _shape(module: nn.Module, call: Call) -> tuple[str, tuple[int, ...]] | None:
     """Return class and shape of a layer's kernel, None for a layer that is no convolution, and no Linear on maps."""
     if kind_of(module, call.input) is None and not isinstance(module, UNSERVED):

@@ -202,16 +202,16 @@ class MixedConv2d(Mixed[nn.Conv2d]):
             setattr(self, name, getattr(replaced, name))
         self._padding_twice = replaced._reversed_padding_repeated_twice
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
-        x, padding = self._gated(x), self.padding
+        input, padding = self._gated(input), self.padding
         if self.padding_mode != "zeros":
-            x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
+            input, padding = nn.functional.pad(input, self._padding_twice, mode=self.padding_mode), 0
         if self.runs_split:
-            x = nn.functional.conv2d(x, self.filters, None, self.stride, padding, self.dilation)
-            return nn.functional.conv2d(x, self.mix[:, :, None, None], self.bias)
+            input = nn.functional.conv2d(input, self.filters, None, self.stride, padding, self.dilation)
+            return nn.functional.conv2d(input, self.mix[:, :, None, None], self.bias)
         return nn.functional.conv2d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
     def _plain(self) -> nn.Conv2d:
@@ -238,12 +238,12 @@ class MixedLinear(Mixed[nn.Linear]):
     def _take_over(self, replaced: nn.Linear) -> None:
         self.in_features, self.out_features = replaced.in_features, replaced.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
-        x = self._gated(x)
+        input = self._gated(input)
         if self.runs_split:
-            return nn.functional.linear(nn.functional.linear(x, self.filters), self.mix, self.bias)
-        return nn.functional.linear(x, self.weight, self.bias)
+            return nn.functional.linear(nn.functional.linear(input, self.filters), self.mix, self.bias)
+        return nn.functional.linear(input, self.weight, self.bias)
 
     def _plain(self) -> nn.Linear:
         return nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")

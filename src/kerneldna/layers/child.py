@@ -209,13 +209,13 @@ class ChildConv2d(Child[nn.Conv2d]):
             replaced._reversed_padding_repeated_twice,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
-        x, padding = self._gated(x), self.padding
+        input, padding = self._gated(input), self.padding
         if self.padding_mode != "zeros":
-            x, padding = nn.functional.pad(x, self._padding_twice, mode=self.padding_mode), 0
+            input, padding = nn.functional.pad(input, self._padding_twice, mode=self.padding_mode), 0
         return nn.functional.conv2d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
     def _plain(self) -> nn.Module:
@@ -246,9 +246,9 @@ class ChildLinear(Child[nn.Linear]):
     def _take_over(self, replaced: nn.Linear) -> None:
         self.in_features, self.out_features = replaced.in_features, replaced.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, ..., in_features)` to `(B, ..., out_features)`."""
-        return nn.functional.linear(self._gated(x), self.weight, self.bias)
+        return nn.functional.linear(self._gated(input), self.weight, self.bias)
 
     def _plain(self) -> nn.Module:
         return nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")

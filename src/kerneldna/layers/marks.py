@@ -31,12 +31,12 @@ class OneNode(nn.Module):
 
 def _as_one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
-    def call(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(x, Proxy):
-            tracer: Any = x.tracer
-            path = tracer.path_of_module(self)
-            return tracer.create_proxy("call_module", path, (x, *args), kwargs)
-        return forward(self, x, *args, **kwargs)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, Proxy):
+                tracer: Any = given.tracer
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
 
     return call
 

@@ -69,13 +69,13 @@ class ChildStdConv2d(ChildConv2d):
         """The kernel in effect, standardised, in its parent's shape."""
         return self._standardised(super().weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
-        x = self._gated(x)
+        input = self._gated(input)
         if self.same_pad:
-            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+            input = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
         return nn.functional.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 
     def factors(self, mean: Tensor | None = None) -> list[Tensor]:

@@ -117,7 +117,7 @@ class CBAMGate(OneNode):
         """
         with full_precision(x):
             mean, largest = self._reduced(x, (3,) if self.channels_last else (1,))
-            if self.training and mean.numel() == 1:
+            if self.norm.training and mean.numel() == 1:
                 raise ValueError(
                     f"the gates behind {self.name!r}: a batch of 1 with a 1x1 map in training gives their BatchNorm one "
                     "value; use a batch of 2 or more (drop_last=True), larger images, or model.eval()"

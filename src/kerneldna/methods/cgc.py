@@ -118,9 +118,9 @@ class CGConv2d(DynamicLayer):
         u, v = u.to(x.dtype), v.to(x.dtype)
         return torch.sigmoid(u[:, None] + v[:, :, None]).unflatten(3, self.kernel_shape[2:])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
-        return self.convolve(x, self.weight.to(x.dtype) * self.gate(x))
+        return self.convolve(input, self.weight.to(input.dtype) * self.gate(input))
 
 
 def _gated(name: str, replaced: ConvOrLinear) -> nn.Module:

@@ -144,12 +144,13 @@ class RoutedBlock(OneNode):
                 module.passes = self.passes
         self.router = Router(in_channels, num_kernels, like=next(block.parameters()))
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the block on `(B, in_channels, H, W)`; further arguments are the block's own."""
-        routing = self.router(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block on what it takes; the first tensor is its maps, `(B, in_channels, H, W)`."""
+        maps, *_ = (given for given in (*args, *kwargs.values()) if isinstance(given, Tensor))
+        routing = self.router(maps)
         self.passes.open(self)[_ROUTING] = routing
         try:
-            return self.block(x, *args, **kwargs)
+            return self.block(*args, **kwargs)
         finally:
             self.passes.close(self)
 
@@ -168,7 +169,7 @@ class CondConv2d(DynamicLayer):
         self.experts = fresh_experts(replaced, options.num_kernels)
         self.passes = Passes()  # of its block, once it is in one
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced.
 
         Raises:
@@ -179,7 +180,7 @@ class CondConv2d(DynamicLayer):
             raise ValueError(
                 f"layer {self.name!r} was called on its own; call its block, which computes the routing"
             )
-        return self.convolve(x, mix(routing, self.experts))
+        return self.convolve(input, mix(routing, self.experts))
 
 
 class CondLinear(OneNode):
@@ -200,11 +201,11 @@ class CondLinear(OneNode):
         self.experts = nn.Parameter(experts)
         self.router = Router(self.in_features, count, like=replaced.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_features)` to `(B, out_features)`."""
         # the outputs are mixed, which is the same as mixing matrices and needs none for each image
-        outputs = nn.functional.linear(x, self.experts).unflatten(1, (-1, self.out_features))
-        return (self.router(x)[:, None].to(outputs.dtype) @ outputs).squeeze(1)
+        outputs = nn.functional.linear(input, self.experts).unflatten(1, (-1, self.out_features))
+        return (self.router(input)[:, None].to(outputs.dtype) @ outputs).squeeze(1)
 
     def extra_repr(self) -> str:
         """Show the layer as `nn.Linear` would."""

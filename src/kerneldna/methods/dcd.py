@@ -149,14 +149,14 @@ class DCDConv2d(DynamicLayer):
         self.norm_q = nn.BatchNorm2d(rank, **place)
         self.norm_phi = nn.BatchNorm1d(rank, **place)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced.
 
         Raises:
             ValueError: In training, if a batch of 1 leaves one position of the map.
         """
-        maps = x.permute(0, 3, 1, 2) if self.channels_last else x
-        with full_precision(x):
+        maps = input.permute(0, 3, 1, 2) if self.channels_last else input
+        with full_precision(input):
             # pooling adds up in float32 whatever the dtype of x
             pooled = nn.functional.adaptive_avg_pool2d(maps, self.side).flatten(1)
             lam, phi = self.coefficients(pooled.to(self.weight.dtype))
@@ -168,7 +168,7 @@ class DCDConv2d(DynamicLayer):
         residual = self.p(mixed.unflatten(2, q.shape[2:]))
         if self.channels_last:
             residual = residual.permute(0, 2, 3, 1)
-        return self.convolve(x, self.weight.reshape(1, *self.kernel_shape), scale=lam) + residual
+        return self.convolve(input, self.weight.reshape(1, *self.kernel_shape), scale=lam) + residual
 
 
 class DCDLinear(OneNode):
@@ -192,19 +192,19 @@ class DCDLinear(OneNode):
         self.norm_q = nn.BatchNorm1d(width, device=like.device, dtype=like.dtype)
         self.norm_phi = nn.BatchNorm1d(width, device=like.device, dtype=like.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_features)` to `(B, out_features)`.
 
         Raises:
             ValueError: In training at batch 1.
         """
-        with full_precision(x):
-            lam, phi = self.coefficients(x.to(self.weight.dtype))
-        q = self.q(x)
+        with full_precision(input):
+            lam, phi = self.coefficients(input.to(self.weight.dtype))
+        q = self.q(input)
         _check_values(self, q)
         q = self.norm_q(q)
         mixed = self.norm_phi((phi @ q[:, :, None]).flatten(1)) + q
-        static = nn.functional.linear(x, self.weight, self.bias)
+        static = nn.functional.linear(input, self.weight, self.bias)
         return static * lam.to(static.dtype) + self.p(mixed)
 
 
@@ -260,7 +260,7 @@ def _keeps_size(layer: ConvOrLinear) -> bool:
 
 
 def _check_values(layer: DCDConv2d | DCDLinear, q: Tensor) -> None:
-    if layer.training and q.numel() == q.shape[1]:
+    if (layer.norm_q.training or layer.norm_phi.training) and q.numel() == q.shape[1]:
         raise ValueError(
             f"layer {layer.name!r}: a batch of 1 in training gives its BatchNorm one value per channel; use a batch of 2 or "
             f"more (drop_last=True), model.eval(), or the method's static=[{layer.name!r}]"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
+from kerneldna.conversion.unused import nothing_to_change
 from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
@@ -79,7 +80,10 @@ class DYConv(Temperature):
             found.convolutions, lambda conv: "a stem stays static" if conv.role == "stem" else ""
         )
         changes = tuple(Change(conv.name, f"DY-Conv of {self.num_kernels} kernels") for conv in changed)
-        return Plan(self.name, self.options(), input_size, changes, skipped=(*static, *found.skipped))
+        skipped = (*static, *found.skipped)
+        if not changes:
+            raise nothing_to_change(skeleton, "DY-Conv", skipped)
+        return Plan(self.name, self.options(), input_size, changes, skipped=skipped)
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
@@ -109,6 +113,6 @@ class DYConv2d(DynamicLayer):
         with full_precision(x):
             return torch.softmax(self.kernel(self.trunk(x)) / self.temperature(), dim=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced."""
-        return self.convolve(x, mix(self.coefficients(x), self.experts))
+        return self.convolve(input, mix(self.coefficients(input), self.experts))

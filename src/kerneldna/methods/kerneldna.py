@@ -181,11 +181,7 @@ class KernelDNA:
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Add the blocks and units of the plan, then replace every child layer."""
-        if any(layer.added for stage in plan.stages for block in stage.blocks for layer in block.layers):
-            traced = surgery.trace(surgery.skeleton(model), plan.input_size)
-        else:
-            traced = surgery.Trace((), 0)
-        additions.add_(model, plan.stages, traced)
+        additions.add_(model, plan.stages, plan.input_size)
         gates: dict[str, Gate] = {}
         for stage, names in self._gated_together(plan.stages).items():
             own = self._adapters.gates(model, names)

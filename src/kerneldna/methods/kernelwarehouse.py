@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
+from kerneldna.conversion.unused import nothing_to_change
 from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
@@ -110,7 +111,10 @@ class KernelWarehouse:
             for name, layer in replaced.items():
                 text = f"{warehouse.mixtures_of(layer)} mixtures of {warehouse.extra_repr()}"
                 changes.append(Change(name, text, group))
-        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=(*found.skipped, *static))
+        skipped = (*found.skipped, *static)
+        if not changes:
+            raise nothing_to_change(skeleton, "KernelWarehouse", skipped)
+        return Plan(self.name, self.options(), input_size, tuple(changes), skipped=skipped)
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan; the first of each warehouse owns it."""
@@ -179,10 +183,10 @@ class WarehouseConv2d(DynamicLayer, Borrower):
             z = z / (z.abs().sum(dim=2, keepdim=True) + 1e-3)
             return (tau * self.beta + (1 - tau) * z)[:, :, :-1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced."""
         cells = self.warehouse.cells
-        return self.convolve(x, self._assembled(self.coefficients(x).to(cells.dtype) @ cells))
+        return self.convolve(input, self._assembled(self.coefficients(input).to(cells.dtype) @ cells))
 
     def _assembled(self, blocks: Tensor) -> Tensor:
         """Put blocks `(B, mixtures, numel)` together to kernels `(B, out_channels, in_channels/groups, k, k)`."""

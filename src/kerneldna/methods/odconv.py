@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.conversion.plan import Change, Plan
+from kerneldna.conversion.unused import nothing_to_change
 from kerneldna.layers.dynamic import (
     ConvOrLinear,
     DynamicLayer,
@@ -81,7 +82,10 @@ class ODConv(Temperature):
             found.convolutions, lambda conv: f"a {conv.role} stays static" if stays.get(conv.role) else ""
         )
         changes = tuple(Change(conv.name, f"ODConv of {self.num_kernels} kernels") for conv in changed)
-        return Plan(self.name, self.options(), input_size, changes, skipped=(*found.skipped, *static))
+        skipped = (*found.skipped, *static)
+        if not changes:
+            raise nothing_to_change(skeleton, "ODConv", skipped)
+        return Plan(self.name, self.options(), input_size, changes, skipped=skipped)
 
     def apply_(self, model: nn.Module, plan: Plan) -> None:
         """Replace every convolution of the plan."""
@@ -114,10 +118,10 @@ class ODConv2d(DynamicLayer):
         self.kernel = None if count == 1 else attention_linear(hidden, count, like=like)
         self.temperature = options.schedule(like=like)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H', W')`; channels last where a Linear was replaced."""
-        with full_precision(x):
-            z, temperature = self.trunk(x), self.temperature()
+        with full_precision(input):
+            z, temperature = self.trunk(input), self.temperature()
             by_input = torch.sigmoid(self.input(z) / temperature)
             by_filter = None if self.filter is None else torch.sigmoid(self.filter(z) / temperature)
             by_position = None if self.spatial is None else torch.sigmoid(self.spatial(z) / temperature)
@@ -126,7 +130,7 @@ class ODConv2d(DynamicLayer):
         if by_position is not None:
             kernels = kernels * by_position.view(-1, 1, 1, *self.kernel_size).to(kernels.dtype)
         # input and filter attention scale the maps, which is cheaper than the kernels and the same
-        return self.convolve(x * self.over_channels(by_input.to(x.dtype)), kernels, scale=by_filter)
+        return self.convolve(input * self.over_channels(by_input.to(input.dtype)), kernels, scale=by_filter)
 
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -22,6 +22,11 @@ def kind_of(module: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     return "depthwise" if module.groups == module.in_channels else "grouped"
 
 
+def has_parts(module: nn.Module) -> bool:
+    """Whether a module holds others: some, as compiled ones, may not be asked for their truth."""
+    return next(module.children(), None) is not None
+
+
 def is_pixel(shape: tuple[int, ...]) -> bool:
     """Whether a map is one pixel: inside a block of larger maps that is squeeze-and-excitation."""
     return len(shape) == 4 and shape[2:] == (1, 1)

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from kerneldna.network import surgery
+from kerneldna.network.layer_kinds import has_parts
 from kerneldna.registry import suggest
 
 Entries = str | type[nn.Module] | Sequence[str | type[nn.Module]] | None
@@ -45,7 +46,7 @@ def layers_in(model: nn.Module, entries: Entries, *, option: str) -> set[str]:
             raise ValueError(_unknown(entry, modules, option))
         for name in hit:
             found |= {inner for inner, _ in surgery.get(model, name).named_modules(prefix=name)}
-    return {name for name in found if not any(modules[name].children())}
+    return {name for name in found if not has_parts(modules[name])}
 
 
 def _stands_for(entry: str, name: str, module: nn.Module) -> bool:

@@ -1,10 +1,9 @@
-"""Work on a network by the qualified names of its modules: find, replace and copy them, run it once to see what it does."""
+"""Work on a network by the qualified names of its modules: find and replace them, run it once to see what it does."""
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -16,6 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from kerneldna.layers.marks import kernels_made
+from kerneldna.network.copies import copied as copied
+from kerneldna.network.copies import fresh_copy as fresh_copy
+from kerneldna.network.copies import plain_tensors as plain_tensors
+from kerneldna.network.copies import skeleton, whole_copy
 from kerneldna.network.layer_kinds import NORMS
 from kerneldna.network.lineage import Lineage, LineageMode
 from kerneldna.network.replaceable import irreplaceable
@@ -42,7 +45,7 @@ class Trace:
 
     Attributes:
         calls: Its modules in the order they finished.
-        macs: The multiply-accumulates of the whole run.
+        macs: The multiply-accumulates of the run, for each of its images.
         irreplaceable: The layers that nothing can stand in for, with the reason (`kerneldna.network.replaceable`).
         lineage: Which of its convolutions, Linears and norms run one after the other.
     """
@@ -82,11 +85,6 @@ def replace_(model: nn.Module, name: str, new: nn.Module) -> list[tuple[nn.Modul
     return places
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` on the meta device, in eval mode: the structure without the numbers, at no memory."""
-    return _copied(model, lambda tensor: torch.empty_like(tensor, device="meta"))
-
-
 def first_run(
     model: nn.Module, bones: nn.Module, input_size: InputSize, *, example: Any = None
 ) -> tuple[nn.Module, Trace]:
@@ -109,35 +107,10 @@ def first_run(
     try:
         return bones, trace(bones, input_size, example=example)
     except ValueError:
-        whole = _copied(model, lambda tensor: tensor.detach().clone())
+        whole = whole_copy(model)
         if any(tensor.is_meta for tensor in whole.state_dict().values()):
             raise
         return whole, trace(whole, input_size, example=example)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of `model`, also of one whose layers hold what they computed in a run with gradients."""
-    held = [tensor for tensor in plain_tensors(model) if not tensor.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held})
-
-
-def _copied(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
-    """Return a copy of `model` in eval mode, each tensor of it made by `make`."""
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers(), *plain_tensors(model)]}
-    memo: dict[int, Any] = {}
-    for key, tensor in tensors.items():
-        made = make(tensor)
-        memo[key] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
-    return copy.deepcopy(model, memo).eval()
-
-
-def plain_tensors(model: nn.Module) -> list[Tensor]:
-    """Return the tensors that modules hold in attributes, in lists and dictionaries too; they may be part of a graph.
-
-    What weight_norm and its like compute is held so, and what a network keeps of its last run.
-    """
-    held = [list(vars(module).values()) for module in model.modules()]
-    return [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)]
 
 
 def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Trace:
@@ -157,10 +130,11 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
     following = LineageMode()
 
     def note(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            given = (args, named)
             if isinstance(module, (nn.Conv2d, nn.Linear, *NORMS)):
-                following.note(name, args, output)
-            shapes = [tuple(t.shape) for t in tree_leaves((args, output)) if isinstance(t, Tensor)]
+                following.note(name, given, output)
+            shapes = [tuple(t.shape) for t in tree_leaves((given, output)) if isinstance(t, Tensor)]
             if shapes:
                 first = calls.get(name, Call(name, shapes[0], shapes[-1], 0))
                 calls[name] = replace(first, numbers=first.numbers + prod(shapes[-1]))
@@ -168,7 +142,7 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
         return hook
 
     for name, module in model.named_modules():
-        handles.append(module.register_forward_hook(note(name)))
+        handles.append(module.register_forward_hook(note(name), with_kwargs=True))
     try:
         with torch.no_grad(), evaluating(model), kernels_made(model):
             args, named = _call(model, probe(model, input_size) if example is None else example)
@@ -182,7 +156,8 @@ def trace(model: nn.Module, input_size: InputSize, *, example: Any = None) -> Tr
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(tuple(calls.values()), counter.get_total_flops() // 2, kept, following.lineage())
+    macs = counter.get_total_flops() // (2 * _images_in(example))
+    return Trace(tuple(calls.values()), macs, kept, following.lineage())
 
 
 def probe(model: nn.Module, input_size: InputSize, *, batch: int = 1) -> Tensor:
@@ -208,14 +183,23 @@ def image_size_in(example: Any) -> InputSize:
     Raises:
         ValueError: If there is none.
     """
-    for leaf in tree_leaves(example):
-        if isinstance(leaf, Tensor) and leaf.ndim == 4:
-            channels, height, width = leaf.shape[1:]
-            return channels, height, width
-    raise ValueError(
-        "example_inputs= holds no batch of images (B, C, H, W); give what the network's forward takes, as a tensor, a tuple of "
-        "arguments or a dict of named ones"
-    )
+    if (images := _first_batch(example)) is None:
+        raise ValueError(
+            "example_inputs= holds no batch of images (B, C, H, W); give what the network's forward takes, as a tensor, a tuple of "
+            "arguments or a dict of named ones"
+        )
+    channels, height, width = images.shape[1:]
+    return channels, height, width
+
+
+def _first_batch(example: Any) -> Tensor | None:
+    batches = (leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor) and leaf.ndim == 4)
+    return next(batches, None)
+
+
+def _images_in(example: Any) -> int:
+    batch = _first_batch(example)
+    return 1 if batch is None else max(1, len(batch))
 
 
 @contextmanager
@@ -249,30 +233,6 @@ def _runs(model: nn.Module, size: InputSize) -> bool:
     except ValueError:
         return False
     return True
-
-
-def fresh_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` with parameters of its own, drawn anew, which train, whether or not those of the source do.
-
-    Kernels are drawn with the standard deviation of their source. A norm's weight restarts at 1 (at 0 where the source's is 0
-    throughout, as often in a branch's last norm), biases at 0, running statistics at 0 and 1; channels' factors stay.
-    """
-    new = copy.deepcopy(module).requires_grad_(True)
-    for part in new.modules():
-        norm = hasattr(part, "running_mean") or isinstance(part, (nn.LayerNorm, nn.GroupNorm))
-        for name, tensor in part.named_parameters(recurse=False):
-            if tensor.is_meta:
-                continue
-            with torch.no_grad():
-                if norm and name == "weight":
-                    tensor.fill_(float(tensor.any()))
-                elif tensor.ndim > 1 and (name == "weight" or tensor.numel() > max(tensor.shape)):
-                    tensor.normal_(0, float(tensor.std()))
-                elif name == "bias":
-                    tensor.zero_()
-        if isinstance(part, nn.modules.batchnorm._NormBase) and not any(b.is_meta for b in part.buffers()):
-            part.reset_running_stats()
-    return new
 
 
 def bytes_of(model: nn.Module) -> int:

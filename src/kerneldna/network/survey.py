@@ -116,7 +116,13 @@ def survey(model: nn.Module, traced: Trace) -> Survey:
             role = "shortcut" if name in shortcuts else _role(name, blocks, order=list(layers))
             convolutions.append(Convolution(name, kind_of(module, call.input) or "", role, block))
     vectors = [n for n, c in calls.items() if isinstance(modules[n], nn.Linear) and len(c.input) == 2]
-    classifier = vectors[-1] if vectors else None
+    last_ones = (
+        name
+        for name in reversed(vectors)
+        if not _block_of(name, blocks)
+        and not any(traced.lineage.follows(name, other) for other in (*layers, *vectors))
+    )
+    classifier = next(last_ones, None)
     if classifier is not None and classifier in traced.irreplaceable:
         skipped.append(Skip(classifier, traced.irreplaceable[classifier]))
         classifier = None
