@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kerneldna.compression.damage import damage
+from kerneldna.compression.damage import apart, damage, trying
 from kerneldna.compression.images import Images, answers, spread
 from kerneldna.compression.joint import refit_bases_
 from kerneldna.compression.measure import DAMAGE_IMAGES, IMAGES, KINDS, Measured, measure
@@ -18,12 +18,14 @@ from kerneldna.compression.plan import CompressionPlan, check_budget, planned
 from kerneldna.compression.refine import images_at_once, refine_
 from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import plan, set_state
+from kerneldna.layers.basis import Mixed
 from kerneldna.layers.basis_group import mixed_layers
 from kerneldna.network import surgery
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
 
 ROUNDS = 2
+ROUNDING = 0.05  # damage: up to here the answers of one kernel computed in two ways differ by rounding, in half precision too
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +48,8 @@ def compress(
 
     Layers of one shape in a stage share a basis of filters, each with a mix of its own, or have a basis each, whichever damages the
     answers less; which layers, and how many filters, is chosen by the damage measured. The copy is a network converted by
-    `SharedBasis`: it trains, saves, fuses and exports like any other.
+    `SharedBasis`: it trains, saves, fuses and exports like any other. The bases and mixes train even where the kernels that they
+    stand for were frozen (`requires_grad=False`); what is not replaced, biases too, stays frozen.
 
     Args:
         model: A network in eval mode, not converted. It is not changed.
@@ -67,7 +70,8 @@ def compress(
 
     Raises:
         ValueError: If the network is in training mode, converted or fused already, or has no layer to compress, the images are not
-            some that it takes, or the budget is out of reach.
+            some that it takes, or the budget is out of reach; or the network computes something else where a layer is replaced, as
+            one whose forward asks for the class of its layers does.
         RuntimeError: If its answers are not finite.
 
     Example:
@@ -104,6 +108,9 @@ def carried_out(
         refine: Refit on what the compressed network sees itself. A number is that of rounds: the first is of mixes, biases and
             BatchNorm statistics, layer by layer, each further one of the bases too. True is two.
         progress: Show progress bars.
+
+    Raises:
+        ValueError: If the network computes something else where a layer is replaced.
     """
     model = measured.model
     small = surgery.copied(model)
@@ -126,7 +133,27 @@ def carried_out(
             surgery.replace_(small, name, layer)
     reparameterize.refuse_(small)
     set_state(small, plan=conversion.to_dict())
+    _check_alike(measured, small)
     return refined_(measured, laid, small, refine=refine, progress=progress)
+
+
+def _check_alike(measured: Measured, small: nn.Module) -> None:
+    """Check that a compressed network answers as the original does with the same kernels in its own layers."""
+    model, tried = measured.model, spread(measured.images, DAMAGE_IMAGES)
+    kernels = {name: part.weight for name, part in small.named_modules() if isinstance(part, Mixed)}
+    expected = answers(model, tried)
+    with trying(model, kernels):
+        wanted = answers(model, tried)
+        off = apart(wanted, answers(small, tried), of=expected)
+        # a network that draws random numbers gives other answers at every run
+        if off <= ROUNDING or off <= 4 * apart(wanted, answers(model, tried), of=expected):
+            return
+    named = ", ".join(map(repr, list(kernels)[:3])) + (", ..." if len(kernels) > 3 else "")
+    raise ValueError(
+        f"with {named} replaced this {type(model).__name__} computes something else: its answers move by {off:.3g} of how far they "
+        "differ between images; its forward may ask for the class of its layers, as isinstance(layer, nn.Conv2d) does, or change "
+        "their weight: make it depend on neither, or leave such layers out by layers="
+    )
 
 
 @torch.inference_mode(False)

@@ -46,10 +46,15 @@ def variances(expected: Sequence[Tensor]) -> list[float]:
 
 def damage(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """Return the damage between answers: what a network gave before and gives now, each output `(N, ...)`."""
-    scales = variances(expected)
+    return apart(expected, found, of=expected)
+
+
+def apart(first: Sequence[Tensor], second: Sequence[Tensor], *, of: Sequence[Tensor]) -> float:
+    """Return how far two networks' answers are from each other, in the units of damage to the answers `of` a third."""
+    scales = variances(of)
     shares = [
         float((b.double() - a.double()).square().sum()) / len(a) / scale
-        for a, b, scale in zip(expected, found, scales, strict=True)
+        for a, b, scale in zip(first, second, scales, strict=True)
     ]
     return sum(shares) / sum(map(math.isfinite, scales))
 
@@ -65,12 +70,13 @@ def damage_of(
         kernels: By layer, of any shape that has a kernel's numbers.
         expected: The answers of the network to these images (`answers`).
     """
-    with _trying(model, kernels):
+    with trying(model, kernels):
         return damage(expected, answers(model, images))
 
 
 @contextmanager
-def _trying(model: nn.Module, kernels: Mapping[str, Tensor]) -> Iterator[None]:
+def trying(model: nn.Module, kernels: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a network other kernels, by layer, while the block runs; its own are then put back."""
     kept: list[tuple[Any, Tensor]] = []
     try:
         with torch.no_grad():

@@ -178,6 +178,11 @@ class _Sums:
         self.squares = self.squares + (row.T @ row).double()
 
     def moments(self) -> tuple[Tensor, Tensor]:
+        if not self.count:
+            raise ValueError(
+                f"layer {self.name!r} runs in the original and not in the compressed network, whose forward may ask for its class; "
+                "make it depend on none, or leave the layer out by layers="
+            )
         mean = self.total / self.count
         return self.squares / self.count - torch.outer(mean, mean), mean
 
