@@ -41,7 +41,7 @@ class Spectrum:
 
     @property
     def most(self) -> int:
-        """The largest size that takes fewer parameters than the kernels."""
+        """The largest size that takes fewer parameters than the kernels; 0 of kernels that are 0."""
         return len(self.basis)
 
     def rank_at(self, share: float) -> int:

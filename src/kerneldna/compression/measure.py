@@ -114,12 +114,9 @@ def measure(
     found, skipped = find_candidates(
         runs, traced, kinds=kinds, classifier=classifier, wanted=wanted.__contains__
     )
+    none = f"{type(model).__name__} has no {' or '.join(kinds)} layer to compress among {', '.join(patterns)}"
     if not found:
-        skipped = skipped or why_none(runs, traced, wanted=wanted.__contains__)
-        raise ValueError(
-            f"{type(model).__name__} has no {' or '.join(kinds)} layer to compress among {', '.join(patterns)}"
-            + "".join(f"; {skip.name}: {skip.reason}" for skip in skipped[:3])
-        )
+        raise _no_layer(none, skipped or why_none(runs, traced, wanted=wanted.__contains__))
     names = [name for candidate in found for name in candidate.layers]
     store = Cache(cache, model, x, answers=expected)
     matters = store.get("weights", names)
@@ -130,11 +127,15 @@ def measure(
         store.put("weights", names, matters)
     device = next(model.parameters()).device
     matters = {name: weight.to(device) for name, weight in matters.items()}
-    shared, own, scales = [], [], []
+    candidates, shared, own, scales = [], [], [], []
     measured = in_passes(model, x, found, cache=store, progress=progress)
     counted = bar(found, text="Fitting and trying bases", on=progress)
     for candidate, statistics in zip(counted, measured, strict=True):
         together, alone = _spectra(model, candidate, statistics, matters)
+        if not together.most:
+            skipped += tuple(Skip(name, "its kernel is 0") for name in candidate.layers)
+            continue
+        candidates.append(candidate)
         shared.append(together)
         own.append(alone)
         kept = store.get("scale", candidate.layers)
@@ -143,7 +144,13 @@ def measure(
             kept = {"scale": torch.tensor(real, dtype=torch.float64)}
             store.put("scale", candidate.layers, kept)
         scales.append(float(kept["scale"]))
-    return Measured(model, x, traced, found, tuple(shared), tuple(own), tuple(scales), skipped)
+    if not candidates:
+        raise _no_layer(none, skipped)
+    return Measured(model, x, traced, tuple(candidates), tuple(shared), tuple(own), tuple(scales), skipped)
+
+
+def _no_layer(none: str, skipped: Sequence[Skip]) -> ValueError:
+    return ValueError(none + "".join(f"; {skip.name}: {skip.reason}" for skip in skipped[:3]))
 
 
 def _check(model: nn.Module, kinds: Sequence[str]) -> None:
