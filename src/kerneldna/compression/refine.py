@@ -64,11 +64,11 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
         return hook
 
     def note_norm(name: str) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        def hook(_: nn.Module, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
             if moments[name].count:
                 several.add(name)
             else:
-                moments[name].add(given[0])
+                moments[name].add(_first(given, named))
 
         return hook
 
@@ -80,7 +80,8 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
         for name in mixed:
             hooks.callback(surgery.get(original, name).register_forward_hook(note(name)).remove)
         for name in norms:
-            hooks.callback(surgery.get(original, name).register_forward_pre_hook(note_norm(name)).remove)
+            norm = surgery.get(original, name)
+            hooks.callback(norm.register_forward_pre_hook(note_norm(name), with_kwargs=True).remove)
         original(shown(original, images))
     next(noted, None)
     for name in several:
@@ -93,7 +94,7 @@ def refine_(original: nn.Module, small: nn.Module, images: Tensor, *, progress: 
             hooks.callback(layer.register_forward_pre_hook(hook).remove)
         for name, before in moments.items():
             hook = _following(surgery.get(original, name), before)
-            hooks.callback(norms[name].register_forward_pre_hook(hook).remove)
+            hooks.callback(norms[name].register_forward_pre_hook(hook, with_kwargs=True).remove)
         small(shown(small, images))
     next(done, None)
 
@@ -144,12 +145,12 @@ def _refitting(
 
 
 def _following(original: Any, before: _Moments) -> Any:
-    def hook(norm: Any, given: tuple[Tensor, ...]) -> None:
+    def hook(norm: Any, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         if not before.count:
             return
         mean, variance = before.mean_and_variance()
         now = _Moments()
-        now.add(given[0])
+        now.add(_first(given, named))
         new_mean, new_variance = now.mean_and_variance()
         # mean and variance of what comes out are then those of the original on these images
         floor = 1e-12 * variance.mean().clamp_min(1e-30)
@@ -184,6 +185,11 @@ class _Moments:
         return mean, (self.squares / self.count - mean.square()).clamp_min(0)
 
 
+def _first(given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
+    """Return what a norm normalises, which it may be given by name."""
+    return given[0] if given else next(iter(named.values()))
+
+
 def _parts(x: Tensor, images: int) -> tuple[Tensor, ...]:
     """Split what a layer sees or gives into batches; its first axis may hold windows or tokens, several of an image."""
     return x.split(BATCH * max(1, len(x) // images))
@@ -191,7 +197,8 @@ def _parts(x: Tensor, images: int) -> tuple[Tensor, ...]:
 
 def _has_statistics(module: nn.Module) -> bool:
     """Whether it is a norm with running statistics of the channels on axis 1; one of own code may have them on another."""
-    if not type(module).forward.__module__.startswith(("torch.", "torchvision.", "timm.", "kerneldna.")):
+    written_in = type(module).forward.__module__ or ""  # of a forward that was compiled from a graph, none
+    if not written_in.startswith(("torch.", "torchvision.", "timm.", "kerneldna.")):
         return False
     held: Mapping[str, Any] = module._buffers
     return held.get("running_mean") is not None and held.get("running_var") is not None
