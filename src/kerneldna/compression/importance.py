@@ -47,6 +47,9 @@ def row_weights(
 
     Returns:
         The weights by layer; a layer that no gradient reaches is left out.
+
+    Raises:
+        ValueError: If a part of the network runs under reentrant activation checkpointing.
     """
     like = next(model.parameters())
     found: dict[str, Tensor] = {}
@@ -83,13 +86,26 @@ def row_weights(
             names, ys = zip(*given, strict=True)
             if not loss.requires_grad:
                 continue
-            for name, gradient in zip(names, torch.autograd.grad(loss, ys, allow_unused=True), strict=True):
+            for name, gradient in zip(names, _gradients(model, loss, ys), strict=True):
                 if gradient is not None:
                     channels = 1 if isinstance(surgery.get(model, name), nn.Conv2d) else gradient.ndim - 1
                     others = [axis for axis in range(gradient.ndim) if axis != channels]
                     total = gradient.double().square().sum(others) / len(images)
                     found[name] = found[name] + total if name in found else total
     return {name: weight for name, weight in found.items() if weight.isfinite().all() and weight.any()}
+
+
+def _gradients(model: nn.Module, loss: Tensor, ys: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss, ys, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error) and "heckpoint" not in str(error):
+            raise
+        raise ValueError(
+            f"this {type(model).__name__} runs a part under reentrant activation checkpointing in eval mode too, where no "
+            "gradient of a layer's output can be taken; pass use_reentrant=False to torch.utils.checkpoint, or use it in training "
+            "mode alone"
+        ) from error
 
 
 def weights_of(
