@@ -128,7 +128,10 @@ def plan_compression(
     share: bool = True,
     **options: object,
 ) -> CompressionPlan:
-    """Plan the compression of a network, without a change to it.
+    """Plan the compression of a network.
+
+    It is left as it was. While it is measured, other kernels are tried in it, which are then put back: do not run or train it in
+    another thread meanwhile.
 
     Args:
         model: A network in eval mode, not converted.
