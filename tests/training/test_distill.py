@@ -107,6 +107,21 @@ def test_what_the_student_must_be(student, teacher, images):
         kd.distill(auxiliary, teacher=teacher, images=images)
 
 
+def test_what_is_frozen_keeps_its_statistics(teacher, images):
+    teacher, student = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    student.conv1, student.bn1 = teacher.conv1.requires_grad_(False), teacher.bn1.requires_grad_(False)
+    student.layer1.requires_grad_(False)
+    before = {name: each.clone() for name, each in student.state_dict().items()}
+    of_teacher, answer = copy.deepcopy(teacher.state_dict()), teacher(images)
+    kd.distill(student, teacher=teacher, images=3 * images + 1, epochs=1, progress=False)
+    now = student.state_dict()
+    assert all(torch.equal(each, now[name]) for name, each in before.items() if name.startswith("layer1"))
+    assert all(torch.equal(of_teacher[name], each) for name, each in teacher.state_dict().items())
+    assert torch.equal(teacher(images), answer)
+    assert not torch.equal(before["layer2.0.bn1.running_mean"], now["layer2.0.bn1.running_mean"])
+    assert not any(module.training for both in (student, teacher) for module in both.modules())
+
+
 AuxiliaryToo = namedtuple("AuxiliaryToo", ["logits", "aux"])
 
 

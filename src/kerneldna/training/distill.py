@@ -47,7 +47,8 @@ def distill(
     """Train `student` in place to give the outputs of `teacher`, by AdamW with a cosine to 0. No labels are needed.
 
     Args:
-        student: Such as `kerneldna.compress` returns it; it trains where it is, on its own device.
+        student: Such as `kerneldna.compress` returns it; it trains where it is, on its own device. What is frozen in it stays,
+            statistics of a BatchNorm too whose scale and shift are frozen; and so does a frozen part that is the teacher's too.
         teacher: The network to imitate, with as many outputs; it is not changed, but for being put in eval mode, and moved to
             the student's device.
         images: Images `(N, C, H, W)`, or a loader of such batches or of (images, labels), whose labels are not looked at; the
@@ -83,7 +84,7 @@ def distill(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        student.train()
+        _train_(student, unwrapped(teacher))
         try:
             for epoch in range(1, epochs + 1):
                 losses = []
@@ -104,6 +105,17 @@ def distill(
             optimizer.zero_grad(set_to_none=True)
             student.eval()
     return student
+
+
+def _train_(student: nn.Module, teacher: nn.Module) -> None:
+    """Put a student in training mode, but for what is to stay: norms that are frozen, and modules that are the teacher's too."""
+    student.train()
+    shared = set(teacher.modules())
+    for module in student.modules():
+        own = list(module.parameters(recurse=False))
+        frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
+        if module in shared or (frozen and module._buffers.get("running_mean") is not None):
+            module.training = False
 
 
 def _step(
