@@ -10,6 +10,7 @@ from torch import nn
 
 from kerneldna.compression import measure as measuring
 from kerneldna.compression import passes
+from kerneldna.compression.cache import clear
 from kerneldna.compression.measure import measure
 
 
@@ -92,3 +93,19 @@ def test_a_damaged_file_is_measured_again(trained, seen, tmp_path):
         file.write_bytes(file.read_bytes()[:-5])
     second = measure(trained, seen, layers="neck", cache=tmp_path, progress=False)
     torch.testing.assert_close(first.shared[0].errors, second.shared[0].errors)
+
+
+def test_only_what_was_kept_is_removed(trained, seen, tmp_path):
+    for folder in (tmp_path / "alone", tmp_path / "beside"):
+        measure(trained, seen[:16], layers="stage1", cache=folder, progress=False)
+        assert len(list(folder.glob("*/*.safetensors"))) > 2
+    own = tmp_path / "beside" / "notes" / "of-mine.safetensors"
+    own.parent.mkdir()
+    own.write_text("precious")
+    (kept,) = (each for each in (tmp_path / "beside").iterdir() if each.name != "notes")
+    (kept / "labels.csv").write_text("precious")
+    for folder in (tmp_path / "alone", tmp_path / "beside", tmp_path / "none"):
+        clear(folder)
+    left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {own.relative_to(tmp_path), (kept / "labels.csv").relative_to(tmp_path)}
+    assert not (tmp_path / "alone").exists()

@@ -7,8 +7,9 @@ measured on a network of these weights that answered otherwise: its code has cha
 from __future__ import annotations
 
 import hashlib
-import shutil
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from kerneldna.compression.statistics import POSITIONS, RIDGE
 from kerneldna.files import atomic
 
 FORMAT = 2
+_FOLDER = re.compile(r"[0-9a-f]{32}")
+_FILE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}\.safetensors(\..+\.part)?")  # whole, or half-written
 ALIKE = 1e-6  # of answers, in squares: as near as another number of threads, or another device, brings them
 
 
@@ -40,7 +43,7 @@ class Cache:
         if folder is not None:
             self.folder = Path(folder) / _fingerprint(model, images)
             if not _alike(self.get("answers", ()), answers):
-                shutil.rmtree(self.folder, ignore_errors=True)
+                _empty(self.folder)
                 self.put("answers", (), {str(place): each for place, each in enumerate(answers)})
 
     def get(self, kind: str, layers: Sequence[str]) -> dict[str, Tensor] | None:
@@ -66,6 +69,23 @@ class Cache:
             return None
         of = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:16]
         return self.folder / f"{kind}-{of}.safetensors"
+
+
+def clear(folder: str | Path) -> None:
+    """Remove what was kept in a folder, and the folder itself where it holds nothing else."""
+    with suppress(OSError):  # it holds something else, or another process removed it
+        for each in list(Path(folder).iterdir()):
+            if _FOLDER.fullmatch(each.name):
+                _empty(each)
+        Path(folder).rmdir()
+
+
+def _empty(folder: Path) -> None:
+    with suppress(OSError):
+        for each in list(folder.iterdir()):
+            if _FILE.fullmatch(each.name):
+                each.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _alike(kept: Mapping[str, Tensor] | None, answers: Sequence[Tensor]) -> bool:
