@@ -63,6 +63,7 @@ def compress(
 ) -> dict[str, Any]:
     """Make a trained classifier smaller: layers share bases of filters, fitted to what they see; no labels are needed."""
     from kdna.terminal import say
+    from kerneldna.training.compress_input import named_after
     from kerneldna.training.compress_run import compress_run, plan_run
     from kerneldna.training.processes import is_partner
 
@@ -82,7 +83,7 @@ def compress(
         laid = plan_run(network, run_dir=run, **what, accelerator=where.get("accelerator", "auto"))
         say(str(laid))
         return {**({"run": str(run)} if run else {}), **_planned(laid)}
-    folder = run or Path("runs") / f"{Path(network).name}-small"
+    folder = run or Path("runs") / f"{named_after(network)}-small"
     facts = compress_run(
         network, run_dir=folder, epochs=epochs, overrides=set_ or (), resume=resume, **what, **where
     )

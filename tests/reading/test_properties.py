@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from damage import outcome
 from kdna.terminal import printable
 from kerneldna.conversion.plan import Plan
-from kerneldna.reading.names import check_name
+from kerneldna.reading.names import as_name, check_name
 from kerneldna.reading.shown import shown
 from kerneldna.reading.text import read_json
 from kerneldna.reading.typed import typed
@@ -103,6 +103,27 @@ def test_names(tmp_path_factory, name):
         folder = tmp_path_factory.getbasetemp()
         assert (folder / name).parent == folder
         assert (folder / name).name == name
+        assert as_name(name) == name
+    assert check_name(as_name(name)) == as_name(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("hf_hub:timm/resnet18.a1_in1k", "hf_hub_timm_resnet18.a1_in1k"),
+        ("net:v1", "net_v1"),
+        ("netz.", "netz"),
+        (".hidden", "hidden"),
+        ("-x", "x"),
+        ("con", "_con"),
+        ("", "network"),
+        (". .", "network"),
+        ("mein Netz (v1)", "mein Netz (v1)"),
+        (f"{'n' * 120}", "n" * 100),
+    ],
+)
+def test_a_name_of_something_that_is_none(text, name):
+    assert as_name(text) == name
 
 
 @pytest.mark.parametrize("kind", [int, float, str, bool])

@@ -12,6 +12,15 @@ _ODD = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\u202a-\u202e\u2066
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
+_EDGES = re.compile(r"^[\s.~-]+|[\s.]+$")
+
+
+def as_name(text: str, *, longest: int = LONGEST) -> str:
+    """Return `text` as a name that `check_name` takes: what it would refuse is left out or becomes `_`."""
+    name = _EDGES.sub("", _EDGES.sub("", _ODD.sub("_", text))[:longest]) or "network"
+    return f"_{name[: longest - 1]}" if _DEVICE.fullmatch(name) else name
+
+
 def check_name(name: str) -> str:
     """Return `name` where it does as the name of a file or folder, on any machine.
 

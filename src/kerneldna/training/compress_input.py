@@ -13,6 +13,7 @@ from kerneldna.conversion.started import weights_of
 from kerneldna.data.dataset import open_data
 from kerneldna.data.preprocessing import preprocessing_of
 from kerneldna.models import create_model
+from kerneldna.reading.names import as_name
 from kerneldna.recipes.specs import AugmentSpec, DataSpec, ModelSpec, OptimizerSpec, Recipe, ScheduleSpec
 from kerneldna.training.opened_run import OpenedRun
 
@@ -28,7 +29,7 @@ def opened(
         weights: A file of weights for a timm name; None for timm's own.
 
     Raises:
-        ValueError: If it is no classifier, its images are not known, or their classes are not its own.
+        ValueError: If it is no classifier, its images are not known, or not square, or their classes are not its own.
     """
     path = Path(network)
     if path.is_dir() and weights is not None:
@@ -41,7 +42,7 @@ def opened(
                 f"'{path}' holds no recipe, which says what images to use; pass data=, or give the run folder of a training"
             )
         if recipe is None:
-            recipe = _new_recipe(path.name, found, str(data))
+            recipe = _new_recipe(path.resolve().name, found, str(data))
         if recipe.task != "classification":
             raise ValueError(
                 f"the run in '{path}' has the task {recipe.task!r}; a classifier is compressed, before a detector is made of it"
@@ -53,6 +54,12 @@ def opened(
         raise ValueError(f"{str(network)!r} is no folder, so its images are not known; pass data=")
     created = _created(str(network), open_data(data).classes, weights)
     return created, _new_recipe(str(network), created, data), None
+
+
+def named_after(network: str | Path) -> str:
+    """Return the name for the folder of what is made of a network, by its folder or timm name."""
+    path = Path(network)
+    return as_name((path.resolve() if path.is_dir() else path).name)
 
 
 def _created(name: str, classes: Sequence[str], weights: str | None) -> nn.Module:
@@ -79,15 +86,24 @@ def _created(name: str, classes: Sequence[str], weights: str | None) -> nn.Modul
 
 
 def _new_recipe(name: str, network: nn.Module, source: str) -> Recipe:
-    """Return a recipe for the images of a network that has none: prepared as it says itself."""
+    """Return a recipe for the images of a network that has none: prepared as it says itself.
+
+    Raises:
+        ValueError: If they are not square, which recipes cannot say.
+    """
     _, height, width = input_size_of(network)
+    if height != width:
+        raise ValueError(
+            f"{name!r} is for images of {height}x{width}, and recipes prepare square ones; compress it in Python, by kd.compress "
+            "and kd.distill, on images of its size"
+        )
     how = preprocessing_of(network)
     said: dict[str, Any] = how.to_dict() if how else dict(getattr(network, "pretrained_cfg", None) or {})
     known = {key: said[key] for key in ("mean", "std", "interpolation", "crop_pct") if said.get(key)}
     return Recipe(
-        name=name.replace("/", "_"),
+        name=as_name(name),
         model=ModelSpec(name=name),
-        data=DataSpec(source=source, image_size=min(height, width), batch_size=32),
+        data=DataSpec(source=source, image_size=height, batch_size=32),
         augment=AugmentSpec(crop="random_resized", scale=(0.35, 1.0), flip=0.5, **known),
         optimizer=OptimizerSpec(name="adamw", lr=5e-4, weight_decay=0.01),
         schedule=ScheduleSpec(epochs=1),

@@ -12,7 +12,6 @@ compress_run("runs/resnet18", run_dir="runs/small", budget=0.5)
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -22,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from kerneldna import checkpoint
+from kerneldna.compression import cache
 from kerneldna.compression.measure import IMAGES
 from kerneldna.compression.plan import CompressionPlan
 from kerneldna.conversion.plan import Plan
 from kerneldna.data.dataset import open_data
 from kerneldna.files import atomic, write_json, write_text
+from kerneldna.reading.names import LONGEST
 from kerneldna.reading.text import placed_in, read_json
 from kerneldna.reading.typed import typed
 from kerneldna.recipes.recipe import load_recipe
@@ -110,7 +111,7 @@ def compress_run(
             network's; or the folder holds a compression to something else.
     """
     asked = Asked(method, budget, of, share, images, refine)
-    source = {"network": str(network), "data": data, "weights": weights}
+    source = {"network": _noted(network), "data": data, "weights": weights}
     folder = CompressFolder(run_dir)
     if folder.facts.exists():
         _check_goes_on(folder, asked, source, resume=resume or is_partner())
@@ -121,7 +122,7 @@ def compress_run(
             _compress(
                 found, folder, asked, source, epochs, overrides, progress=progress, accelerator=accelerator
             )
-    shutil.rmtree(folder.measured, ignore_errors=True)  # of no use once the facts are written
+    cache.clear(folder.measured)  # of no use once the facts are written
     facts = _facts_in(folder)
     if epochs:
         recipe = load_recipe(folder.recipe, overrides=[f"schedule.epochs={epochs}", *overrides])
@@ -161,11 +162,17 @@ def plan_run(
     folder = None if run_dir is None else _for_plan(CompressFolder(run_dir), asked)
     with run_lock(folder.path) if folder else nullcontext():
         trained, recipe, _ = opened(network, data, weights)
-        cache = folder and folder.measured
-        laid = laid_out(asked, trained, recipe, cache=cache, progress=progress, accelerator=accelerator)
+        kept = folder and folder.measured
+        laid = laid_out(asked, trained, recipe, cache=kept, progress=progress, accelerator=accelerator)
         if folder and isinstance(laid, CompressionPlan):
             _draw(curve_of(laid), folder)
     return laid
+
+
+def _noted(network: str | Path) -> str:
+    """Return a network as a folder notes it: by a path that holds in any working directory, or its timm name."""
+    path = Path(network)
+    return str(path.resolve() if path.is_dir() else network)
 
 
 def _for_plan(folder: CompressFolder, asked: Asked) -> CompressFolder:
@@ -219,6 +226,8 @@ def _same(name: str, made: Any, wanted: Any) -> bool:
     """Whether what a compression was made with is what is wanted now; None stands for the default."""
     if name == "network" and Path(made).exists() and Path(wanted).exists():
         return Path(made).samefile(wanted)
+    if name == "network" and made == str(Path(wanted).resolve()):
+        return True
     return wanted == ({"share": True, "images": IMAGES, "refine": True}.get(name) if made is None else made)
 
 
@@ -261,12 +270,12 @@ def _recipe(recipe: Recipe, folder: CompressFolder, method: str, teacher: Path, 
     """Return the recipe that trains a compressed network on: the images of the original's, without what needs labels."""
     augment = recipe.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     changes: Mapping[str, Any] = {
-        "name": f"{recipe.name}-compressed",
+        "name": f"{recipe.name[: LONGEST - len('-compressed')]}-compressed",
         "model": recipe.model.model_copy(update={"method": method, "options": {}, "pretrained": False}),
         "augment": augment,
         "optimizer": OptimizerSpec(name="adamw", lr=5e-4, weight_decay=0.01, decay_norm_and_bias=False),
         "schedule": ScheduleSpec(epochs=epochs),
-        "distill": DistillSpec(student=str(folder.compressed), teacher=str(teacher)),
+        "distill": DistillSpec(student=str(folder.compressed.resolve()), teacher=str(teacher.resolve())),
         "label_smoothing": 0.0,
         "ema": None,
     }
