@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import kerneldna as kd
 from kerneldna.conversion.convert import classes_of, set_state
@@ -19,6 +23,7 @@ from kerneldna.recipes.specs import Recipe
 from kerneldna.training.compress_input import opened
 from kerneldna.training.evaluate import evaluate
 from kerneldna.training.opened_run import OpenedRun
+from kerneldna.training.predict import predict
 from kerneldna.training.trainer import train
 
 COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
@@ -84,6 +89,46 @@ def test_images_that_become_something_else_than_in_training(run, form, caplog):
     assert "another kind than it is measured on: shorter side to 16 px" in line
     assert "minus (0.485, 0.456, 0.406)" in line.split("; the recipe has ")[0]
     assert "minus (0.5, 0.5, 0.5)" in line.split("; the recipe has ")[1]
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, ModelEmaV3, nn.DataParallel])
+def test_a_network_in_a_wrapper_is_measured_by_name_too(run, tmp_path, wrap, caplog):
+    recipe = on(run, folder(tmp_path / "some", {"red": "red", "green": "green"}, count=2))
+    assert evaluate(wrap(run.network()), recipe)["top1"] == 1
+    assert "without the names" not in caplog.text
+    done = predict(wrap(run.network()), [tmp_path / "some/val/red"], tmp_path / "out", progress=False)
+    assert done.top1 == 1
+
+
+def test_a_network_is_left_as_it_is(run, tmp_path):
+    """Channels-last memory would stop the next flattening of its parameters, and torch's own writers."""
+    network = run.network().train()
+    network.bn1.eval()
+    modes = [module.training for module in network.modules()]
+    evaluate(network, on(run, folder(tmp_path / "some", {"red": "red", "green": "green"}, count=2)))
+    assert [module.training for module in network.modules()] == modes
+    assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
+    predict(network, [tmp_path / "some/val/red"], tmp_path / "out", progress=False)
+    assert [module.training for module in network.modules()] == modes
+
+
+def test_photos_are_held_one_at_a_time(run, tmp_path, monkeypatch):
+    """A batch of 32 photos of 12 megapixels would take a gigabyte; small ones are kept for the sheet alone."""
+    made = []
+
+    def read(file):
+        assert all(image() is None or max(image().size) <= 512 for image in made[:-1])
+        assert sum(image() is not None for image in made) <= 2
+        photo = Image.new("RGB", (600, 600))
+        made.append(weakref.ref(photo))
+        return photo
+
+    monkeypatch.setattr("kerneldna.training.predict.read_image", read)
+    folder(tmp_path / "some", {"red": "red"}, count=6)
+    predict(run.network(), [tmp_path / "some/val/red"], tmp_path / "out", sheet=1, progress=False)
+    assert len(made) == 6
+    with Image.open(tmp_path / "out/sheet.png") as sheet:
+        assert sheet.height < 600  # one photo
 
 
 def test_unknown_classes_are_listed(run, tmp_path):

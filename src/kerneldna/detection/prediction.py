@@ -29,6 +29,7 @@ from kerneldna.figures.detections import check_threshold, draw_detections
 from kerneldna.files import atomic, check_folder_to_write, write_json
 from kerneldna.network.surgery import device_of
 from kerneldna.progress import bar
+from kerneldna.unchanged import unchanged
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def predict(
     """Find objects in image files; draw them, and list them in `predictions.json`.
 
     Args:
-        detector: One of `create_detector`; put into eval mode and onto the device.
+        detector: One of `create_detector`; it is left as it is, in mode and device.
         images: Files, and folders whose images are taken, by their ending (`kerneldna.data.listing.ENDINGS`).
         folder: Made if missing; images of the same name in it are overwritten.
         threshold: Detections of a higher score than this count.
@@ -88,22 +89,24 @@ def predict(
         raise ValueError(
             f"'{source}' is in '{folder}', where its drawing would replace it; give another folder for the drawings"
         )
-    detector.eval().to(device_of(device))
+    place = device_of(device)
     listed: list[dict[str, Any]] = []
     unread: list[str] = []
     taken: set[str] = set()
-    for file in bar(files, text="predict", on=progress and len(files) > 1):
-        try:
-            image = read_image(file)
-            _check_shape(detector, image, str(file))
-        except UnreadableImageError as error:
-            log.warning("skipped image %s, which cannot be read (%s)", file, error.reason)
-            unread.append(str(file))
-            continue
-        found = detect(detector, image, threshold=threshold)
-        name = _free_name(file, taken)
-        _write(folder / name, draw_detections(image, found, classes, threshold=threshold))
-        listed.append({"image": str(file), "drawn": name, "detections": _rows(found, classes)})
+    with unchanged(detector):
+        detector.eval().to(place)
+        for file in bar(files, text="predict", on=progress and len(files) > 1):
+            try:
+                image = read_image(file)
+                _check_shape(detector, image, str(file))
+            except UnreadableImageError as error:
+                log.warning("skipped image %s, which cannot be read (%s)", file, error.reason)
+                unread.append(str(file))
+                continue
+            found = detect(detector, image, threshold=threshold)
+            name = _free_name(file, taken)
+            _write(folder / name, draw_detections(image, found, classes, threshold=threshold))
+            listed.append({"image": str(file), "drawn": name, "detections": _rows(found, classes)})
     if not listed:
         raise ValueError(
             f"none of the images can be read: {', '.join(unread)}; give files that a viewer opens"

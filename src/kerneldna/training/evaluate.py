@@ -27,8 +27,10 @@ from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.files import check_folder_to_write
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
+from kerneldna.training.given_network import named, runnable
 from kerneldna.training.lightning_setup import make_trainer, measurable, quiet
 from kerneldna.training.run_folder import RunFolder
+from kerneldna.unchanged import unchanged
 
 log = logging.getLogger(__name__)
 Network = nn.Module | Callable[[Any], Any]
@@ -46,7 +48,7 @@ def evaluate(
 
     Args:
         run_dir_or_model: A run folder of `train`, or a network, or any function from images `(B, 3, H, W)` to logits, such as
-            an exported file's.
+            an exported file's. A network may be compiled, parallel or averaged; it is left as it is, in mode, device and memory.
         recipe: Says which images, in what form; the run's own where not given.
         detections: A folder to write what a detector found into, in COCO's results format: bbox.json and segm.json.
         split: Other images of the data set to measure on, such as "test"; by default those to validate on. "all" is every image
@@ -82,23 +84,23 @@ def evaluate(
         folder = RunFolder(run_dir_or_model)
         recipe = recipe or folder.recipe()
         model = checkpoint.load(folder.model_dir)
-    data = labelled_for(classes_of(model), open_data(recipe.data.source, split=split))
+    data = labelled_for(classes_of(named(model)), open_data(recipe.data.source, split=split))
     loader = val_loader(data, recipe, split=split)
     batches: Any = loader.batch_sampler
     used = sum(map(len, batches))
     if used < len(data.val):
         log.info("measuring on %d of %d images, those that the recipe uses", used, len(data.val))
-    _warn_of_other_images(model, recipe)
-    # Without the average: the network given is the one to measure.
-    network = model if isinstance(model, nn.Module) else _Function(_of_images(model, recipe))
-    task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
-    if detections is not None and not hasattr(task, "save_detections"):
-        raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections= out")
-    with quiet():
+    _warn_of_other_images(named(model), recipe)
+    network = runnable(model) if isinstance(model, nn.Module) else _Function(_of_images(model, recipe))
+    with quiet(), unchanged(network):
+        # Without the average: the network given is the one to measure.
+        task = tasks.get(recipe.task).for_data(data, recipe.model_copy(update={"ema": None}), network)
+        if detections is not None and not hasattr(task, "save_detections"):
+            raise ValueError(f"the task {recipe.task!r} has no detections to write; leave detections= out")
         trainer = make_trainer(measurable(recipe), callbacks=[], progress=progress, logger=False, devices=1)
         start = time.perf_counter()
         metrics = trainer.validate(task, loader, verbose=False)[0]
-    seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
     if detections is not None:
         task.save_detections(detections)
     images = used - loader.bad_images

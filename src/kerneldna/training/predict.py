@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from kerneldna.figures.contact_sheet import Entry, contact_sheet
 from kerneldna.files import atomic, check_folder_to_write, write_json
 from kerneldna.network.surgery import device_of
 from kerneldna.progress import bar
+from kerneldna.training.given_network import named, runnable
+from kerneldna.unchanged import unchanged
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +97,8 @@ def predict(
     """Say what is in photos; list it in `predictions.json`, and draw the first photos with it on `sheet.png`.
 
     Args:
-        network: A classifier that a recipe trained, or the function of an exported file (`kerneldna.load_exported`).
+        network: A classifier that a recipe trained, or the function of an exported file (`kerneldna.load_exported`). A classifier
+            may be compiled, parallel or averaged; it is left as it is, in mode and device.
         images: Files, and folders whose images are taken, by their ending (`kerneldna.data.listing.ENDINGS`).
         folder: Made if missing.
         sheet: How many photos the sheet has at most; 0 draws none.
@@ -110,22 +114,21 @@ def predict(
         FileNotFoundError: If a file is missing, or there is no image at all.
         NotADirectoryError: If `folder` is a file.
     """
-    how = _preprocessing(network)
+    how = _preprocessing(named(network))
     files, folder = find_images(images), Path(folder)
     check_folder_to_write(folder)
-    run = _runner(network, device)
-    names = classes_of(network)
+    names = classes_of(named(network))
     photos: list[Photo] = []
     entries: list[Entry] = []
     unread: list[str] = []
-    for part, shares in _classified(run, how, files, unread, progress=progress):
-        for (file, image), row in zip(part, shares, strict=True):
-            photo = _photo(file, row, names)
-            photos.append(photo)
-            if len(entries) < sheet:
-                right = None if photo.expected is None else photo.likely[0][0] == photo.expected
-                image.thumbnail((512, 512))
-                entries.append(Entry(image, file.name, photo.likely, right))
+    with _running(network, device) as run:
+        for part, shares in _classified(run, how, files, unread, sheet=sheet, progress=progress):
+            for (file, small), row in zip(part, shares, strict=True):
+                photo = _photo(file, row, names)
+                photos.append(photo)
+                if small is not None:
+                    right = None if photo.expected is None else photo.likely[0][0] == photo.expected
+                    entries.append(Entry(small, file.name, photo.likely, right))
     if not photos:
         raise ValueError(
             f"none of the images can be read: {', '.join(unread)}; give files that a viewer opens"
@@ -146,13 +149,16 @@ def _preprocessing(network: Any) -> Preprocessing:
     )
 
 
-def _runner(network: Any, device: str) -> Callable[[Tensor], Tensor]:
-    """Return a function from a batch of images to what the network or the file gives, both on the CPU."""
+@contextmanager
+def _running(network: Any, device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield a function from a batch of images to what the network or the file gives, both on the CPU."""
     if not isinstance(network, nn.Module):
-        return of_any_batch(network)
+        yield of_any_batch(network)
+        return
     place = device_of(device)
-    moved = network.eval().to(place)
-    return lambda images: moved(images.to(place)).float().cpu()
+    with unchanged(own := runnable(network)):
+        moved = own.eval().to(place)
+        yield lambda images: moved(images.to(place)).float().cpu()
 
 
 @torch.inference_mode()
@@ -162,21 +168,35 @@ def _classified(
     files: Sequence[Path],
     unread: list[str],
     *,
+    sheet: int,
     progress: bool,
-) -> Iterator[tuple[list[tuple[Path, Image.Image]], Tensor]]:
-    """Yield photos with their probabilities, `(B, classes)`, batch by batch; those that cannot be read are added to `unread`."""
-    transform = how.transform()
+) -> Iterator[tuple[list[tuple[Path, Image.Image | None]], Tensor]]:
+    """Yield photos with their probabilities, `(B, classes)`, batch by batch; those that cannot be read are added to `unread`.
+
+    The first `sheet` photos come with a small form of themselves. A photo as large as its file is held alone.
+    """
+    transform, drawn = how.transform(), 0
     for start in bar(range(0, len(files), BATCH), text="predict", on=progress and len(files) > BATCH):
-        part: list[tuple[Path, Image.Image]] = []
+        part: list[tuple[Path, Image.Image | None]] = []
+        images: list[Tensor] = []
         for file in files[start : start + BATCH]:
             try:
-                part.append((file, read_image(file)))
+                image = read_image(file)
             except UnreadableImageError as error:
                 log.warning("skipped image %s, which cannot be read (%s)", file, error.reason)
                 unread.append(str(file))
+                continue
+            images.append(transform(image))
+            part.append((file, _thumbnail(image) if drawn < sheet else None))
+            drawn += 1
         if part:
-            found = run(torch.stack([transform(image) for _, image in part]))
+            found = run(torch.stack(images))
             yield part, found if how.takes_pixels else found.softmax(1)
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    image.thumbnail((512, 512))
+    return image
 
 
 def _photo(file: Path, shares: Tensor, names: Sequence[str] | None) -> Photo:

@@ -10,6 +10,7 @@ import contextlib
 import math
 import random
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,8 +51,10 @@ class Task(LightningModule):
         self.recipe = recipe
         self.model = model
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        # nn.Module.to takes memory_format by keyword only, and torch's stubs leave it out.
-        self.model.to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
+        # by hand: Module.to(memory_format=...) refuses the 5-D kernels that some networks have
+        for tensor in chain(self.model.parameters(), self.model.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.to(memory_format=self.memory_format)
         self.ema = None if recipe.ema is None else ModelEmaV3(self.model, decay=recipe.ema)
         if self.ema is not None:
             self.ema.requires_grad_(False)  # or DDP waits for gradients of the average

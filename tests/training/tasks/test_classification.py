@@ -79,6 +79,15 @@ def test_it_is_the_registered_task_and_builds_the_model_of_the_recipe():
     assert task.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_kernels_of_five_dimensions_stay_as_they_are():
+    """torch's own `.to(memory_format=channels_last)` refuses them."""
+    network = Tiny()
+    network.kernels = nn.Parameter(torch.randn(2, 4, 4, 3, 3))
+    task = Classification(recipe(), 10, network)
+    assert task.model.kernels.is_contiguous()
+    assert not task.model.conv.weight.is_contiguous()
+
+
 def test_the_loss_of_a_step_is_the_smoothed_cross_entropy():
     task = Classification(recipe("label_smoothing=0.1"), 10, model=Tiny())
     before = copy.deepcopy(task.model)
