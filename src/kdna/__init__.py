@@ -41,7 +41,7 @@ def make_app() -> Typer:
         table,
         train,
     )
-    from kdna.reporting import Commands, help_of, reported, settings
+    from kdna.reporting import Command, Commands, help_of, reported, settings
 
     app = typer.Typer(
         cls=Commands,
@@ -69,6 +69,6 @@ def make_app() -> Typer:
         "table": table.table,
     }
     for name, command in commands.items():
-        app.command(name, help=help_of(command))(reported(command))
-    app.command("hydrate", hidden=True)(reported(expand.expand))  # its name before 0.1
+        app.command(name, cls=Command, help=help_of(command))(reported(command))
+    app.command("hydrate", cls=Command, hidden=True)(reported(expand.expand))  # its name before 0.1
     return app

@@ -164,6 +164,8 @@ def _split(item: str) -> tuple[str | None, Path]:
     label, equals, path = item.partition("=")
     if not equals or Path(item).is_dir():
         return None, Path(item)
+    if not path.strip():
+        raise ValueError(f"{item!r} names no run; give LABEL=RUN, RUN a run folder of kdna train")
     return label.strip() or None, Path(path)
 
 

@@ -17,7 +17,7 @@ from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from kdna.terminal import ASIDE, Document, ReaderGoneError, say, tell
 from kdna.wording import Formatter, spoken
@@ -50,6 +50,21 @@ class Commands(TyperGroup):
         end = args.index("--") if "--" in args else len(args)
         flags = [word for word in args[:end] if word in (FLAG, JSON)]
         args = [*flags, *(word for word in args[:end] if word not in flags), *args[end:]]
+        return super().parse_args(ctx, args)
+
+
+class Command(TyperCommand):
+    """Refuses an empty text, such as an unset variable of a shell gives: no folder is the current one, none the default."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            value = given.get(parameter.name or "")
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(each, str) and not each.strip() for each in values):
+                remedy = "give one" if parameter.required else "give a value, or leave it out"
+                message = f"an empty text was given, as by a variable of the shell that is not set; {remedy}"
+                raise typer.BadParameter(message, ctx=ctx, param=parameter)
         return super().parse_args(ctx, args)
 
 

@@ -283,3 +283,9 @@ def test_pixels_in_memory_are_never_wrapped_or_cut(pixels):
         ValueError, match=r"the pixels of train are torch\.\w+ of .*; expected integers of 0-255: scale"
     ):
         ArraySplit("train", pixels=pixels, labels=torch.zeros(1))
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_an_empty_source_is_not_the_current_folder(source):
+    with pytest.raises(ValueError, match=r"data.source is '.*'; give the name of a data set, or a folder: \. is"):
+        open_data(source)

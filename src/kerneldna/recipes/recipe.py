@@ -105,6 +105,8 @@ def _override(values: dict[str, Any], text: str) -> str:
     *sections, name = key.strip().split(".")
     if not equals or not all([*sections, name]):
         raise ValueError(f"override {text!r} is not key=value; write it as optimizer.lr=0.05")
+    if not value.strip():
+        raise ValueError(f"override {text!r} has no value; write {key.strip()}=null where none is meant")
     section: Any = values
     for part in sections:
         section = section.setdefault(part, {})
