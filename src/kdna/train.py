@@ -50,7 +50,10 @@ def train(
 
     where = chosen_devices(devices)
     given = {"data.source": data, "model.weights": weights}
-    overrides = [*(set_ or []), *(f"{key}={_quoted(value)}" for key, value in given.items() if value is not None)]
+    overrides = [
+        *(set_ or []),
+        *(f"{key}={_quoted(value)}" for key, value in given.items() if value is not None),
+    ]
     if recipe is not None and Path(recipe).is_dir():
         if not resume:
             raise ValueError(

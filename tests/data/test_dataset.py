@@ -287,5 +287,7 @@ def test_pixels_in_memory_are_never_wrapped_or_cut(pixels):
 
 @pytest.mark.parametrize("source", ["", " "])
 def test_an_empty_source_is_not_the_current_folder(source):
-    with pytest.raises(ValueError, match=r"data.source is '.*'; give the name of a data set, or a folder: \. is"):
+    with pytest.raises(
+        ValueError, match=r"data.source is '.*'; give the name of a data set, or a folder: \. is"
+    ):
         open_data(source)

@@ -60,6 +60,29 @@ def test_one_changed_image_or_label_of_a_small_set_is_found(count, place, of_lab
     assert digest(changed.val) != digest(data.val)
 
 
+def test_images_of_a_split_of_ones_own_are_looked_at_by_other_numbers_too():
+    """Such a split may lack `content`: its images are decoded."""
+
+    class Own:
+        def __init__(self, colour):
+            self.colour = colour
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return Image.new("RGB", (2, 2), self.colour), index
+
+        def describe(self, index):
+            return f"own[{index}]"
+
+    sets = [ImageData("own", ("a", "b"), Own(colour), Own(colour)) for colour in ("red", "blue")]
+    turned = [each.with_classes(("b", "a"), known_by="it", remedy="") for each in sets]
+    assert not hasattr(turned[0].val, "content")
+    assert len(set(map(digest, (sets[0].val, sets[1].val, turned[0].val, turned[1].val)))) == 4
+    assert "2 of 2 training images" in differences(fingerprint(turned[0]), turned[1])[0]
+
+
 def test_numbers_of_classes_do_not_matter_where_the_names_agree():
     """Labels are compared by the numbers of one list: those of the fingerprint."""
     noted = fingerprint(made(10))

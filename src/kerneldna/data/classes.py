@@ -9,7 +9,7 @@ Two lists of the same names mean the same things, in whatever order: a number al
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Renumbered:
         split: Images with a class each, or with objects (`kerneldna.data.instances.Objects`).
         numbers: The new number of each class, counted from 0.
 
-    Attributes that a split of objects has and one of classes has not are missing here where they are missing there.
+    What a split of objects has and one of classes has not, and `content`, is missing here where it is missing there.
     """
 
     def __init__(self, split: Any, numbers: Iterable[int]) -> None:
@@ -93,10 +93,16 @@ class Renumbered:
         places = dict(zip(self.numbers.tolist(), self.split.category_ids, strict=False))
         return tuple(places.get(number) for number in range(max(places) + 1))
 
-    def content(self, index: int) -> tuple[Any, Any]:
-        """Return what image `index` is decoded from, and its label as the other list numbers it."""
-        content, label = self.split.content(index)
-        return content, self._renumbered(label)
+    @property
+    def content(self) -> Callable[[int], tuple[Any, Any]]:
+        """Returns what an image is decoded from, and its label as the other list numbers it."""
+        content = self.split.content
+
+        def renumbered(index: int) -> tuple[Any, Any]:
+            source, label = content(index)
+            return source, self._renumbered(label)
+
+        return renumbered
 
     def _renumbered(self, label: Any) -> Any:
         return label.renumbered(self.numbers) if isinstance(label, Objects) else int(self.numbers[label])

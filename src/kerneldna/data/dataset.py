@@ -132,7 +132,9 @@ def open_data(source: str, *, split: str | None = None) -> ImageData:
         ValueError: If no data set understands `source`, it has no such split, a split is empty, or the name of a class is no text.
     """
     if not source.strip():
-        raise ValueError(f"data.source is {source!r}; give the name of a data set, or a folder: . is this one")
+        raise ValueError(
+            f"data.source is {source!r}; give the name of a data set, or a folder: . is this one"
+        )
     if source.startswith("~"):
         source = str(Path(source).expanduser())
     members = [datasets.get(name) for name in datasets.names()]

@@ -184,6 +184,9 @@ def train_flat(root):
         (lambda root: fill(root, {"train2017": 1, "val2017": 1}), "it has train2017/, val2017/ and no train/"),
         (lambda root: fill(root, {"a": 2}), "it holds one folder, a/; give that one if it is the data set"),
         (lambda root: fill(root, {"a": 2, "b": 0}), "classes stand at the top, and there is no image in b/"),
+        (lambda root: fill(root / "test", {"a": 1, "b": 1}), r"or give '.*test' with split='all' to measure a network on it"),
+        (lambda root: fill(root, {"bus": 1, "train": 1}), "train/ stands beside bus/, which hold images too; put all class"),
+        (lambda root: fill(root, {"bus": 1, "car": 1, "train/ice": 1}), "train/ stands beside bus/, car/, which hold"),
         (lambda root: (root / "x.txt").write_text("x"), "it holds no folder of images"),
     ],
 )  # fmt: skip
@@ -193,3 +196,27 @@ def test_what_is_no_data_set_is_told_apart(tmp_path, make, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_data(str(tmp_path / "photos"))
     assert "train/<class>/ and val/<class>/" in str(caught.value)
+
+
+def test_folders_of_classes_beside_train_are_named(tmp_path, caplog):
+    """They may be another split, to measure on."""
+    fill(tmp_path / "train", {"cat": 5, "dog": 5})
+    fill(tmp_path / "extra", {"cat": 1, "dog": 1})
+    assert len(open_data(str(tmp_path), split="extra").val) == 2
+    assert not caplog.messages
+    assert len(open_data(str(tmp_path)).train) == 8
+    assert f"{tmp_path}: train/ alone is read, and not extra/" in caplog.messages
+
+
+def test_linked_folders_at_the_top(tmp_path):
+    """As under train/; a link that leads back shows nothing new."""
+    fill(tmp_path / "store", {"cat": 4, "dog": 4})
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "linked").symlink_to(tmp_path / "store" / name)
+    data = open_data(str(tmp_path / "photos"))
+    assert len(data.train) + len(data.val) == 8
+    (tmp_path / "photos/cat/linked").unlink()
+    (tmp_path / "photos/cat/linked").symlink_to(tmp_path / "photos")
+    with pytest.raises(ValueError, match="there is no image in cat/"):
+        open_data(str(tmp_path / "photos"))

@@ -19,7 +19,7 @@ from PIL import Image
 from kerneldna.data.classes import Renumbered, listed, numbers_in
 from kerneldna.data.dataset import ImageData
 from kerneldna.data.images import read_image
-from kerneldna.data.layout import VAL, layout_of
+from kerneldna.data.layout import VAL, folders_beside_train, layout_of, listed_folders
 from kerneldna.data.listing import HIDDEN, PassedOver, is_leftover, list_images
 from kerneldna.registry import datasets
 
@@ -57,6 +57,8 @@ class Folder:
         root = Path(source)
         layout = layout_of(root)
         train = FolderSplit(root if layout == "classes" else root / "train")
+        if layout == "train" and split is None and (beside := folders_beside_train(root)):
+            logger.warning("%s: train/ alone is read, and not %s", root, listed_folders(beside))
         if layout != "split" and split == "all":
             return ImageData(root.resolve().name, train.classes, train, train)
         if layout != "split" and split in (None, "train"):
