@@ -58,7 +58,8 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        for parameter in self.get_params(ctx):
+        parameters: list[Any] = self.get_params(ctx)
+        for parameter in parameters:
             value = given.get(parameter.name or "")
             values = value if isinstance(value, list | tuple) else [value]
             if any(isinstance(each, str) and not each.strip() for each in values):

@@ -80,7 +80,7 @@ def folders_beside_train(root: Path) -> list[str]:
 
 
 def _classes_beside(root: Path) -> list[str]:
-    """Return the same where some look like classes: their images lie in no folder of a class. And there is nothing to validate on."""
+    """Return the same where some look like classes, with images in no further folder, and there is nothing to validate on."""
     beside = [] if any((root / name).is_dir() for name in VAL) else folders_beside_train(root)
     return beside if any(_images_in(root / name) for name in beside) else []
 
