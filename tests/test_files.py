@@ -61,6 +61,10 @@ def test_atomic_replaces_and_makes_missing_folders(tmp_path: Path):
 def test_the_file_can_be_read_by_others(tmp_path: Path):
     write_text(tmp_path / "notes.txt", "x")
     assert stat.S_IMODE((tmp_path / "notes.txt").stat().st_mode) == 0o644
+    with atomic_with_others(tmp_path / "model.xml") as part:
+        for file in (part, part.with_suffix(".bin")):
+            file.touch(0o600)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o644}
 
 
 def test_write_text_is_utf8(tmp_path: Path):

@@ -69,6 +69,8 @@ def atomic_with_others(path: str | Path) -> Iterator[Path]:
         yield folder / path.name
         parts = sorted(folder.iterdir(), key=lambda part: part.name == path.name)
         for part in parts:
+            if part.is_file():
+                part.chmod(0o644)  # some writers make files for their user alone
             _sync(part)
         for part in parts:
             part.replace(path.parent / part.name)

@@ -181,6 +181,20 @@ def test_pictures_of_an_earlier_call_are_no_photos(run, photos, tmp_path):
         assert done[0]["images"] == 54
     one = tmp_path / "val" / "red"
     assert [last_line(call("predict", run, one, "--out", one))["images"] for _ in range(2)] == [9, 9]
+    # no photo was drawn there
+    done = last_line(call("predict", run, tmp_path / "val", "--out", tmp_path / "out", "--sheet", 0))
+    assert done["images"] == 54
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "predictions.json"])
+def test_files_of_a_user_are_not_replaced(run, photos, tmp_path, name):
+    shutil.copy(photos / "val/red/0.png", tmp_path / name)
+    words = ["predict", run, photos / "val/red", "--out", tmp_path]
+    said = call(*words, code=1).stderr.replace("\n", " ")
+    assert f"{name}' is there already, and is not of an earlier prediction; give another folder" in said
+    assert (tmp_path / name).read_bytes() == (photos / "val/red/0.png").read_bytes()
+    if name == "sheet.png":
+        call(*words, "--sheet", 0)
 
 
 def test_the_list_and_the_sheet(run, photos, tmp_path):

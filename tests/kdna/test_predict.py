@@ -260,12 +260,22 @@ def test_drawings_of_an_earlier_call_are_not_looked_at(photos, tmp_path):
     (tmp_path / "all").mkdir()
     photos.rename(tmp_path / "all" / "in")
     shutil.copytree(tmp_path / "all" / "in", tmp_path / "all" / "drawn")
-    (tmp_path / "all" / "drawn" / "predictions.json").write_text("[]")
+    drawn = [{"image": "a.jpg", "drawn": "a.jpg", "detections": []}]
+    (tmp_path / "all" / "drawn" / "predictions.json").write_text(json.dumps(drawn, indent=2))
     (tmp_path / "all" / "drawn" / "deeper").mkdir()
     shutil.copy(tmp_path / "all" / "in" / "a.jpg", tmp_path / "all" / "drawn" / "deeper")
     assert {path.parent.name for path in find_images([tmp_path / "all"])} == {"in"}
     # what is asked for by name is looked at
     assert len(find_images([tmp_path / "all" / "drawn"])) == 5
+
+
+def test_a_list_of_another_origin_is_not_replaced(detector, photos, tmp_path):
+    (tmp_path / "predictions.json").write_text('{"mine": []}')
+    with pytest.raises(
+        FileExistsError, match=r"predictions.json' is there already, and is not of an earlier"
+    ):
+        predict(detector, [photos], tmp_path)
+    assert (tmp_path / "predictions.json").read_text() == '{"mine": []}'
 
 
 def test_images_of_odd_shapes_are_drawn_or_named(detector, tmp_path):

@@ -59,3 +59,13 @@ def test_what_is_no_file(write):
     assert read_json(path) == {}
     check_file(path)
     assert text.DEEPEST == 32
+
+
+def test_a_file_of_another_user_s_alone(write, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path = write(b"{}")
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(ValueError, match=r"cannot be read: Permission denied; check its permissions"):
+        check_file(path)

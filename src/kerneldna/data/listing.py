@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ PREDICTIONS, SHEET = (
     "predictions.json",
     "sheet.png",
 )  # what `kdna predict` leaves: a list of answers, some photos with theirs
+# how such a list begins
+_LISTED = re.compile(rb'\[\s*\{\s*"image":\s*"(?:[^"\\]|\\.)*",\s*"(predictions|drawn)":')
 HIDDEN = "hidden"
 FOLDER = "sub-folder"
 _LEFTOVERS = ("__macosx", "$recycle.bin", "system volume information", "@eadir")
@@ -111,7 +114,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """Return files as they are, folders as the images in them, sorted by name; each path once.
 
     Links to one file are several photos, as they are in training. A folder without images of its own stands for those in its
-    sub-folders, as one of class folders does; not those that `kdna predict` has drawn into some of them.
+    sub-folders, as one of class folders does; not those that `kdna predict` has drawn a detector's finds on.
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or no image in any.
@@ -128,6 +131,23 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
             f"ending in {', '.join(ENDINGS)}"
         )
     return list(found.values())
+
+
+def check_predictions_to_write(folder: Path, *names: str) -> None:
+    """Check that no file of a user is replaced where `kdna predict` is to write; an earlier list, with its sheet, may be.
+
+    Args:
+        folder: Where it is to write.
+        names: The files.
+
+    Raises:
+        FileExistsError: If one is there, and no list of an earlier prediction.
+    """
+    there = next((folder / name for name in names if (folder / name).exists()), None)
+    if there is not None and _predicted_in(folder) is None:
+        raise FileExistsError(
+            f"'{there}' is there already, and is not of an earlier prediction; give another folder, or move it away"
+        )
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -150,13 +170,23 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _was_drawn_into(folder: Path, top: Path) -> bool:
-    """Whether a folder below another, or one between the two, holds what `kdna predict` wrote."""
+    """Whether a folder below another, or one between the two, holds what `kdna predict` drew of a detector's finds."""
     between = [folder, *folder.parents][: len(folder.parts) - len(top.parts)]
-    return any((each / PREDICTIONS).is_file() for each in between)
+    return any(_predicted_in(each) == "drawn" for each in between)
 
 
 def _is_sheet(file: Path) -> bool:
-    return file.name == SHEET and file.with_name(PREDICTIONS).is_file()
+    return file.name == SHEET and _predicted_in(file.parent) == "predictions"
+
+
+def _predicted_in(folder: Path) -> str | None:
+    """Return "predictions" where the list of a classifier's answers lies, "drawn" where a detector's; None for any other file."""
+    file = folder / PREDICTIONS
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        found = _LISTED.match(stream.read(2**16))
+    return found and found[1].decode()
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from kerneldna.data.images import UnreadableImageError, read_image
-from kerneldna.data.listing import PREDICTIONS, find_images
+from kerneldna.data.listing import PREDICTIONS, check_predictions_to_write, find_images
 from kerneldna.detection.detectors import class_names, foreground
 from kerneldna.figures.detections import check_threshold, draw_detections
 from kerneldna.files import atomic, check_folder_to_write, write_json
@@ -80,6 +80,7 @@ def predict(
             come from, or no image could be read.
         FileNotFoundError: If a file is missing, or there is no image at all.
         NotADirectoryError: If `folder` is a file.
+        FileExistsError: If it holds a predictions.json of another origin.
     """
     classes = class_names(detector)
     check_threshold(threshold)
@@ -89,6 +90,7 @@ def predict(
         raise ValueError(
             f"'{source}' is in '{folder}', where its drawing would replace it; give another folder for the drawings"
         )
+    check_predictions_to_write(folder, PREDICTIONS)
     place = device_of(device)
     listed: list[dict[str, Any]] = []
     unread: list[str] = []

@@ -45,11 +45,11 @@ def read_text(path: str | Path, *, largest: int = LARGEST) -> str:
 
 
 def check_file(path: str | Path) -> None:
-    """Check that `path` is a file: not a folder, a pipe or a device.
+    """Check that `path` is a file that can be read: not a folder, a pipe or a device, or another user's alone.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
-        ValueError: If it is something else.
+        ValueError: If it is something else, or cannot be read.
     """
     path = Path(path)
     with _readable(path):
@@ -59,6 +59,7 @@ def check_file(path: str | Path) -> None:
             raise FileNotFoundError(f"no file '{path}'; check its name")
         if not path.is_file():
             raise ValueError(f"{path} is a pipe or a device; expected a file")
+        path.open("rb").close()
 
 
 def read_json(path: str | Path, *, largest: int = LARGEST) -> Any:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from kerneldna.conversion.convert import classes_of
 from kerneldna.data.images import UnreadableImageError, read_image
-from kerneldna.data.listing import PREDICTIONS, SHEET, find_images
+from kerneldna.data.listing import PREDICTIONS, SHEET, check_predictions_to_write, find_images
 from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
 from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.figures.contact_sheet import Entry, contact_sheet
@@ -113,10 +113,12 @@ def predict(
             could be read.
         FileNotFoundError: If a file is missing, or there is no image at all.
         NotADirectoryError: If `folder` is a file.
+        FileExistsError: If a file of another origin would be replaced, such as a photo called sheet.png.
     """
     how = _preprocessing(named(network))
     files, folder = find_images(images), Path(folder)
     check_folder_to_write(folder)
+    check_predictions_to_write(folder, PREDICTIONS, *[SHEET] * (sheet > 0))
     names = classes_of(named(network))
     photos: list[Photo] = []
     entries: list[Entry] = []
