@@ -51,13 +51,18 @@ def say(text: str, *, result: bool = False) -> None:
         ReaderGoneError: If nobody reads it; what is printed after that goes nowhere.
     """
     stream = sys.stderr if ASIDE.get() and not result else sys.stdout
-    shown, encoding = printable(text), getattr(stream, "encoding", None) or "utf-8"
     try:
-        print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        print(_shown_on(stream, text), file=stream, flush=True)
     except BrokenPipeError:
         # Python flushes once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise ReaderGoneError from None
+
+
+def _shown_on(stream: Any, text: str) -> str:
+    """Return a text as a stream can show it: what a terminal would obey, or its encoding lacks, as escapes."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def tell(kind: str, message: str) -> None:
@@ -66,7 +71,7 @@ def tell(kind: str, message: str) -> None:
 
     console = Console(stderr=True)
     console.print(kind, style="bold red" if kind == "error" else "yellow", highlight=False, end=" ")
-    console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
+    console.print(_shown_on(sys.stderr, message), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(
@@ -88,11 +93,13 @@ def show_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title and Text(printable(title)), title_justify="left")
+    stream = sys.stderr if ASIDE.get() else sys.stdout
+    table = Table(title=title and Text(_shown_on(stream, title)), title_justify="left")
     for head in heads:
-        table.add_column(Text(printable(head)), justify="left" if head in left else "right", no_wrap=True)
+        shown = Text(_shown_on(stream, head))
+        table.add_column(shown, justify="left" if head in left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(_shown_on(stream, cell)) for cell in row))
     console = Console(stderr=ASIDE.get(), highlight=False)
     # a line that wraps can be read, a figure that is cut cannot
     console.width = max(console.width, Console(width=1000).measure(table).maximum)

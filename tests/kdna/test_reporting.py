@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import kdna
 from kdna import listing
 from kdna.reporting import reported, worded
-from kdna.terminal import Document, printable, say, show_table
+from kdna.terminal import Document, printable, say, show_table, tell
 from kerneldna.reading.shown import shown
 
 SOURCE = Path(kdna.__file__).parent
@@ -199,6 +199,21 @@ def test_text_that_the_terminal_cannot_show_is_escaped(monkeypatch):
     say("é")
     out.flush()
     assert out.buffer.getvalue() == b"\\xe9\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_tables_and_messages_too(monkeypatch, encoding):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    show_table(["网", "n"], [["снег", "1"]], title="🙂")
+    tell("error", "网")
+    for stream, expected in (
+        (sys.stdout, ("\\u7f51", "\\u0441", "\\U0001f642")),
+        (sys.stderr, ("error \\u7f51",)),
+    ):
+        stream.flush()
+        shown = stream.buffer.getvalue().decode(encoding)
+        assert all(each in shown for each in expected)
 
 
 def test_letters_of_all_languages_stay():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kerneldna.recipes.recipe import load_recipe
+from kerneldna.recipes.commented import commented
+from kerneldna.recipes.recipe import list_recipes, load_recipe
 from kerneldna.training.run_folder import RunFolder
 
 RECIPE = load_recipe("resnet18-digits")
@@ -19,9 +20,23 @@ def test_a_new_folder_holds_the_recipe(tmp_path):
 def test_a_folder_whose_run_never_saved_may_be_used_again(tmp_path):
     folder = RunFolder(tmp_path)
     folder.start(RECIPE, resume=False)
-    other = load_recipe("resnet18-digits", overrides=["optimizer.lr=0.01"])
-    folder.start(other, resume=False)
-    assert folder.recipe() == other
+    for other in (
+        load_recipe("resnet18-digits", overrides=["optimizer.lr=1e-5"]),
+        *map(load_recipe, list_recipes()[:9]),
+    ):
+        folder.start(other, resume=False)
+        assert folder.recipe() == other
+
+
+@pytest.mark.parametrize("text", [commented(RECIPE), RECIPE.to_yaml() + "# tuned\n", "name: ["])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_recipe_of_a_user_is_not_replaced(tmp_path, text, resume):
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        FileExistsError, match=r"written by hand, and the run's own recipe would replace it; give"
+    ):
+        RunFolder(tmp_path).start(RECIPE, resume=resume)
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "result.json"])

@@ -105,7 +105,8 @@ class RunFolder:
         """Write the recipe into a new folder, or check the recipe of the one that goes on; remove half-written files.
 
         Raises:
-            FileExistsError: If the folder holds a run and `resume` is false, or a finished run without a checkpoint to go on from.
+            FileExistsError: If the folder holds a run and `resume` is false, a finished run without a checkpoint to go on from, or
+                a recipe.yaml that no training wrote.
             ValueError: If the run to go on with has another recipe; the message names the keys. Where its images lie may differ:
                 `kerneldna.training.origin` compares the images.
         """
@@ -124,6 +125,7 @@ class RunFolder:
                 "another run_dir= starts a new run, and without its result.json it is trained anew"
             )
         else:
+            self._check_own_recipe()
             write_text(self.recipe_file, recipe.to_yaml())
 
     def data_moved(self, recipe: Recipe) -> bool:
@@ -223,6 +225,20 @@ class RunFolder:
         result = self.read_result()
         with placed_in(self.result_file):
             return typed(result.get(name), float | None, name)
+
+    def _check_own_recipe(self) -> None:
+        """Check that a recipe that lies here alone is one that a training wrote: what a user wrote would be lost."""
+        if not self.recipe_file.exists():
+            return
+        try:
+            own = read_text(self.recipe_file) == self.recipe().to_yaml()
+        except ValueError:
+            own = False
+        if not own:
+            raise FileExistsError(
+                f"'{self.recipe_file}' was written by hand, and the run's own recipe would replace it; give another run_dir=, or "
+                "move the file out of the folder and train by it there"
+            )
 
     def _check_same(self, recipe: Recipe) -> None:
         if listed := recipe_changes(self.recipe(), recipe):
