@@ -82,7 +82,7 @@ def inspect(
         "stored_bytes": size.stored_bytes,
         "macs": size.macs,
         "macs_one_conv": size.macs_one_conv,
-        "before": plan and asdict(plan.before),
+        **_planned(plan, of_part=bool(described.part)),
         "children": {
             layer.name: {"parent": layer.parent, "saves": layer.saves, "saves_bytes": layer.saves_bytes}
             for layer in layers
@@ -91,6 +91,13 @@ def inspect(
         "unused": [asdict(group) for group in plan.unused] if plan else [],
         **trained,
     }
+
+
+def _planned(plan: Any, *, of_part: bool) -> dict[str, Any]:
+    """Return the sizes of a plan; those of a detector's network, which are none of the detector, under a key of their own."""
+    if plan is None or not of_part:
+        return {"before": plan and asdict(plan.before)}
+    return {"before": None, "network": {"before": asdict(plan.before), "after": asdict(plan.after)}}
 
 
 def _check_options(model: str, of_names: Mapping[str, Any], runtime: str | None) -> None:

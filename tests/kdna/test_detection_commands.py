@@ -60,6 +60,14 @@ def test_inspect_shows_plan_and_detector(run):
     result = call("inspect", run)
     assert "parent" in result.output
     assert "MACs: multiply-accumulates of the backbone" in result.output
+    found = last_line(result)
+    # the sizes of a network alone are none of a detector
+    assert found["before"] is None
+    assert (
+        found["network"]["after"]["parameters"]
+        < found["network"]["before"]["parameters"]
+        < found["parameters"]
+    )
 
 
 def test_bench_is_for_classifiers_and_says_so(run):
