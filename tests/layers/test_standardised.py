@@ -100,5 +100,7 @@ def test_an_exported_file_computes_the_same(tmp_path, settle):
 
 def test_other_methods_leave_them_as_they_are():
     model = nn.Sequential(nn.Conv2d(3, 3, 3), network(StdConv2d))
-    with pytest.raises(ValueError, match="no layer that DY-Conv changes .5: StdConv2d has a forward of its own"):
+    with pytest.raises(
+        ValueError, match="no layer that DY-Conv changes .5: StdConv2d has a forward of its own"
+    ):
         kd.plan(model, methods.get("dyconv")(), input_size=SIZE)
