@@ -3,6 +3,7 @@ import pytest
 
 import kerneldna as kd
 from damage import MANY, QUICK, cases, damaged_bytes, outcome
+from kerneldna.deploy.expand import drop_unused, read_by
 from kerneldna.deploy.seal import seal_
 
 onnx = pytest.importorskip("onnx", reason="needs kerneldna[export]")
@@ -35,6 +36,19 @@ def test_nodes_on_constants_become_initializers(tmp_path):
     assert [node.op_type for node in graph.node] == ["MatMul"]
     assert [tensor.name for tensor in graph.initializer] == ["w"]
     np.testing.assert_array_equal(numpy_helper.to_array(graph.initializer[0]), kernel * scale)
+
+
+def test_what_a_node_reads_inside_of_it_is_kept():
+    branches = {}
+    for key, weight in (("then_branch", "a"), ("else_branch", "b")):
+        value = helper.make_empty_tensor_value_info(f"{key}.y")
+        node = helper.make_node("MatMul", ["x", weight], [f"{key}.y"])
+        branches[key] = helper.make_graph([node], key, [], [value])
+    graph = helper.make_graph([helper.make_node("If", ["c"], ["y"], **branches)], "g", [], [])
+    graph.initializer.extend(numpy_helper.from_array(np.ones(2, np.float32), name) for name in "abc")
+    assert read_by(graph.node) == {"a", "b", "c", "x", "then_branch.y", "else_branch.y"}
+    drop_unused(graph)
+    assert [tensor.name for tensor in graph.initializer] == ["a", "b", "c"]
 
 
 def test_a_file_without_derived_weights_stays_and_is_its_own_target_where_that_is_wanted(tmp_path):

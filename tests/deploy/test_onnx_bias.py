@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 import kerneldna as kd
 from kerneldna.conversion.convert import set_state
 from kerneldna.data.preprocessing import Preprocessing
+from kerneldna.deploy.onnx_bias import Reader, correct_biases_, readers_of
 from kerneldna.registry import runtimes
 
 pytest.importorskip("onnxruntime")
@@ -132,6 +135,73 @@ def test_it_does_with_the_preprocessing_inside(tmp_path):
         run = kd.load_exported(tmp_path / "m.onnx")
         shifts.append(shift(lambda _, run=run: run(pixels), nn.Sequential(model, nn.Softmax(1)), images))
     assert shifts[1] < shifts[0] / 3
+
+
+class Named(nn.Module):
+    """Two Linears called as their outputs in the graph are, or otherwise; tied, one weight does for both."""
+
+    def __init__(self, first: str, second: str, *, tied: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.names = first, second
+        self.stem, self.logits = nn.Conv2d(3, 32, 3), nn.Linear(32, 8)
+        for name, value in zip(self.names, (1.0, -1.0), strict=True):
+            setattr(self, name, layer := nn.Linear(32, 32))
+            nn.init.constant_(layer.bias, value)
+        if tied:
+            layer.weight = self.get_submodule(first).weight
+
+    def forward(self, x):
+        first, second = (self.get_submodule(name) for name in self.names)
+        x = torch.relu(self.stem(x)).mean((2, 3))
+        # two calls that see means apart
+        return self.logits(torch.cat([first(9 * x), second(1 - x)]).unflatten(0, (2, -1)).sum(0))
+
+
+@pytest.mark.parametrize(
+    ("names", "tied"), [(("linear_1", "linear"), False), (("fc1", "fc2"), True)], ids=["as outputs", "tied"]
+)
+def test_each_bias_is_its_layer_s_own(names, tied, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model, images = heavy_tailed_(Named(*names, tied=tied)), torch.rand(24, 3, 8, 8)
+    options = {"images": images, "calibrate": images, "progress": False}
+    kd.export(model, tmp_path / "m.onnx", storage="int8", **options)
+    moved = shift(kd.load_exported(tmp_path / "m.onnx"), model, images)
+    assert moved < 1e-5
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    made = [part.name for part in graph.initializer] + [name for node in graph.node for name in node.output]
+    assert len({*made}) == len(made)
+    assert sum(list(part.dims) == [32] for part in graph.initializer) == 3  # the replaced biases are gone
+
+
+def test_a_weight_that_forward_reads_itself_too_is_left_uncorrected():
+    onnx = pytest.importorskip("onnx")
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(32, 32)
+
+        def forward(self, x):
+            return self.fc(x) + nn.functional.linear(x, self.fc.weight)
+
+    net = Net().eval()
+    weight = onnx.numpy_helper.from_array(net.fc.weight.detach().numpy(), "fc.weight")
+    nodes = [onnx.helper.make_node("Gemm", ["x", "fc.weight"], [name], transB=1) for name in "ab"]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [], [onnx.helper.make_empty_tensor_value_info(n) for n in "ab"]
+    )
+    graph.initializer.append(weight)
+    proto = onnx.helper.make_model(graph)
+    (reader,) = readers_of(proto, net)
+    assert reader == Reader(("fc",), ("a", "b"), turned=False)
+    with torch.no_grad():
+        net.fc.weight += 0.1
+    before = proto.SerializeToString()
+    correct_biases_(proto, [reader], net, [torch.rand(8, 32)])
+    assert proto.SerializeToString() == before
+    correct_biases_(proto, [replace(reader, outputs=("a",))], net, [torch.rand(8, 32)])
+    assert proto.SerializeToString() != before
 
 
 def test_no_image_is_an_error_and_writes_nothing(tmp_path):

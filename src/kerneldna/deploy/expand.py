@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,10 @@ def expand_(model: ModelProto) -> None:
         computed = node.op_type != "DequantizeLinear" and _all_constant(node, constant)
         (inner if computed else rest).append(node)
     outputs = {name for node in inner for name in node.output}
-    wanted = sorted(outputs & {name for node in rest for name in node.input})
+    wanted = sorted(outputs & read_by(rest))
     if not wanted:
         return
-    read = {name for node in inner for name in node.input}
+    read = read_by(inner)
     given = [tensor for tensor in graph.initializer if tensor.name in read]
     infos = [helper.make_empty_tensor_value_info(name) for name in wanted]
     part = helper.make_model(
@@ -102,10 +103,20 @@ def expand_(model: ModelProto) -> None:
 
 def drop_unused(graph: GraphProto) -> None:
     """Remove the initializers that no node reads."""
-    read = {name for node in graph.node for name in node.input} | {out.name for out in graph.output}
+    read = read_by(graph.node) | {out.name for out in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def read_by(nodes: Iterable[Any]) -> set[str]:
+    """Return the names of what nodes read, those inside of an `If` or `Loop` too: these read what is around it."""
+    found: set[str] = set()
+    for node in nodes:
+        found.update(node.input)
+        for part in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+            found |= read_by(part.node) | {out.name for out in part.output}
+    return found
 
 
 def _drop_seal_(model: ModelProto) -> None:
@@ -115,7 +126,7 @@ def _drop_seal_(model: ModelProto) -> None:
 
 
 def _all_constant(node: Any, constant: set[str]) -> bool:
-    if node.input and all(not name or name in constant for name in node.input):
+    if node.input and all(not name or name in constant for name in read_by([node])):
         constant.update(node.output)
         return True
     return False

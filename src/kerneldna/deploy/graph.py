@@ -33,12 +33,21 @@ def exported_program(model: nn.Module, x: Tensor, *, dynamic: bool) -> ExportedP
     """
     shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     # remarks of the exporter about its own internals, and of what it could not write the graph as far as it came
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), exact(x.device):
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(model, (x,), dynamic_shapes=shapes)
+            return torch.export.export(model, (x.contiguous(),), dynamic_shapes=shapes)
         except Exception as error:
             raise ValueError(f"{type(model).__name__} {_why_not(error)}") from error
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """Return a context in which a network, or the graph in a file, computes in the type of its weights, not in autocast's.
+
+    Args:
+        device: Where it computes.
+    """
+    return torch.autocast(device.type, enabled=False)
 
 
 def _why_not(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from kerneldna.deploy import onnx_bias, onnx_storage
@@ -18,11 +19,12 @@ from kerneldna.deploy.calibrate import batches
 from kerneldna.deploy.detector_export import detect, is_detector, traced
 from kerneldna.deploy.expand import drop_unused
 from kerneldna.deploy.facts import knowing
-from kerneldna.deploy.graph import convolution_of_batch, exported_program
+from kerneldna.deploy.graph import convolution_of_batch, exact, exported_program
 from kerneldna.deploy.onnx_opset import OLDEST, WRITTEN, lower_
 from kerneldna.deploy.onnx_quantize import quantize
 from kerneldna.deploy.runtime import Request
 from kerneldna.deploy.seal import seal_
+from kerneldna.reading.shown import said, shown
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -170,19 +172,30 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
             f"a convolution ({name}) holds the batch in its group count, as one does that makes a kernel for each image; ONNX "
             "files have a fixed count: export with a fixed batch size (batch=), one file for each size"
         )
-    with warnings.catch_warnings():
+    _check_outputs(model, exported)
+    with warnings.catch_warnings(), exact(x.device):
         warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
-        program = torch.onnx.export(
-            exported,
-            (),
-            input_names=["images"],
-            output_names=_output_names(exported, request.facts.get("outputs", "logits")),
-            opset_version=None if opset is None else max(opset, WRITTEN),
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                exported,
+                (),
+                input_names=["images"],
+                output_names=_output_names(exported, request.facts.get("outputs", "logits")),
+                opset_version=None if opset is None else max(opset, WRITTEN),
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            first: BaseException = error
+            while first.__cause__ is not None:
+                first = first.__cause__
+            raise ValueError(
+                f"{type(model).__name__} cannot be written as ONNX: {said(first)}; runtime='torch_export' takes all that "
+                "torch computes"
+            ) from error
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    _own_names_(program.model.graph)
     proto = program.model_proto
     _forget_origins_(proto.graph)
     _name_batch_(proto.graph)
@@ -192,8 +205,21 @@ def _exported(model: nn.Module, x: Tensor, request: Request) -> ModelProto:
     return proto
 
 
+def _check_outputs(model: nn.Module, exported: ExportedProgram) -> None:
+    arguments = [spec.arg for spec in exported.graph_signature.output_specs]
+    values = [each.value for each in arguments if isinstance(each, ConstantArgument)]
+    if others := [value for value in values if value is not None]:
+        raise ValueError(
+            f"{type(model).__name__} returns {shown(others[0])} beside tensors, and an ONNX file gives tensors alone; let its "
+            "forward return none but tensors"
+        )
+
+
 def _output_names(exported: ExportedProgram, one: str) -> list[str] | None:
-    """Name an output that is the only one `one`, and those of a dictionary, such as a feature pyramid's, as it does."""
+    """Name an output that is the only one `one`, and those of a dictionary, such as a feature pyramid's, as it does.
+
+    Where that gives two outputs one name, as of {"a": [x, y], "a_0": z}, the exporter names them.
+    """
     given = exported.graph_signature.user_outputs
     if sum(name is not None for name in given) == 1:
         return [one]
@@ -207,7 +233,15 @@ def _output_names(exported: ExportedProgram, one: str) -> list[str] | None:
         own = [f"map_{key}_{i}" if len(leaves) > 1 else f"map_{key}" for i in range(len(leaves))]
         # what is None has no place in a file
         names += [name for name, leaf in zip(own, leaves, strict=True) if leaf is not None]
-    return names
+    return names if len({*names}) == len(names) else None
+
+
+def _own_names_(graph: Any) -> None:
+    """Rename the weights of the network itself that are called as an input or output is, or as a quantizer calls its own."""
+    taken = {value.name for value in (*graph.inputs, *graph.outputs)}
+    for weight in list(graph.initializers.values()):
+        if weight.name in taken or weight.name.endswith(("_scale", "_zero_point", "_quantized")):
+            weight.name = f"{weight.name}.weight"
 
 
 def _forget_origins_(graph: GraphProto) -> None:

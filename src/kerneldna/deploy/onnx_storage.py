@@ -31,6 +31,8 @@ class Place:
 def places_of(model: ModelProto, weights: Mapping[str, Array]) -> dict[str, Place]:
     """Find the weights of a network in the file the exporter wrote, by their values: their names may have changed.
 
+    Of several with the same values it is the one of the same name, where that is left.
+
     Args:
         model: Whose weights are float32 initializers.
         weights: The network's weights by name.
@@ -39,7 +41,9 @@ def places_of(model: ModelProto, weights: Mapping[str, Array]) -> dict[str, Plac
     found: dict[str, Place] = {}
     taken: set[str] = set()
     for name, weight in weights.items():
-        for other, values in arrays.items():
+        for other in (name, *arrays):
+            if (values := arrays.get(other)) is None:
+                continue
             same = values.shape == weight.shape and np.array_equal(values, weight)
             turned = not same and values.shape == weight.T.shape and np.array_equal(values, weight.T)
             if (same or turned) and other not in taken:

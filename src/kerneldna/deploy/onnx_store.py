@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from kerneldna.deploy.expand import drop_unused
+from kerneldna.deploy.onnx_names import Names
 from kerneldna.deploy.shared_kernels import SharedKernel
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Store:
     """A graph whose initializers are replaced by nodes that compute them."""
 
     def __init__(self, graph: GraphProto, storage: str) -> None:
-        self.graph, self.storage = graph, storage
+        self.graph, self.storage, self.names = graph, storage, Names(graph)
         self.arrays = float_arrays(graph)
         self.nodes: list[Any] = []
         self.gone: set[str] = set()
@@ -136,15 +137,15 @@ class Store:
     def derive(self, name: str, source: str, factors: list[Array], shift: list[Array]) -> None:
         """Let the initializer `name` be `source` times `factors`, and the product of `shift` added to it."""
         self.gone.add(name)
+        self._derived(name, source, factors, shift)
+
+    def _derived(self, out: str, source: str, factors: list[Array], shift: list[Array]) -> str:
         if shift:
-            scaled = f"{name}.scaled"
-            self.derive(scaled, source, factors, [])
-            self._node("Add", [scaled, self._multiplied(f"{name}.shift", shift)], name)
-            return
+            scaled = self._derived(f"{out}.scaled", source, factors, [])
+            return self._node("Add", [scaled, self._multiplied(f"{out}.shift", shift)], out)
         if not factors:
-            self._node("Identity", [source], name)
-            return
-        self._node("Mul", [source, self._multiplied(name, factors)], name)
+            return self._node("Identity", [source], out)
+        return self._node("Mul", [source, self._multiplied(out, factors)], out)
 
     def _multiplied(self, name: str, factors: list[Array]) -> str:
         """Return the name of the product of `factors`."""
@@ -175,23 +176,27 @@ class Store:
         """
         from onnx import numpy_helper
 
-        scale = next((t for t in self.graph.initializer if t.name == f"{name}_scale"), None)
-        if scale is None:  # its layer was left in float
+        quantized = f"{name}_quantized"
+        readers = [node for node in self.graph.node if node.op_type == "DequantizeLinear"]
+        reader = next((node for node in readers if node.input[0] == quantized), None)
+        if reader is None:  # its layer was left in float
             self.derive(name, source, factors, shift)
             return
+        scale = next(tensor for tensor in self.graph.initializer if tensor.name == reader.input[1])
         inverse = 1 / numpy_helper.to_array(scale).astype(np.float64)
         shape = [1] * dimensions
-        shape[self._axis(f"{name}_quantized")] = inverse.size
+        # a scale for each slice along the axis; without one, one for all
+        shape[next((each.i for each in reader.attribute if each.name == "axis"), 0)] = inverse.size
         steps = inverse.reshape(shape)
-        self.derive(f"{name}.steps", source, [*factors, steps], [*shift, steps] if shift else [])
-        rounded = self._node("Round", [f"{name}.steps"], f"{name}.rounded")
+        whole = self._derived(f"{name}.steps", source, [*factors, steps], [*shift, steps] if shift else [])
+        rounded = self._node("Round", [whole], f"{name}.rounded")
         bounds = [
             self._constant(f"{name}.{which}", np.array(value, np.float32))
             for which, value in (("low", -127), ("high", 127))
         ]
         clipped = self._node("Clip", [rounded, *bounds], f"{name}.clipped")
-        self.gone.add(f"{name}_quantized")
-        self._node("Cast", [clipped], f"{name}_quantized", to=3)
+        self.gone.add(quantized)
+        self._node("Cast", [clipped], quantized, to=3)
 
     def round(self, name: str, *, axis: int) -> None:
         """Store the initializer `name` as `storage` says."""
@@ -242,15 +247,6 @@ class Store:
             for i, name in enumerate(node.input):
                 node.input[i] = others.get(name, name)
 
-    def _axis(self, quantized: str) -> int:
-        """Return the axis that an int8 weight has a scale for each slice of; 0 where it has one for all."""
-        reader = next(
-            node
-            for node in self.graph.node
-            if node.op_type == "DequantizeLinear" and node.input[0] == quantized
-        )
-        return next((attribute.i for attribute in reader.attribute if attribute.name == "axis"), 0)
-
     def _stored(self, name: str, values: Array, out: str, *, axis: int) -> str:
         if self.storage == "fp32":
             return self._constant(out, values.astype(np.float32))
@@ -269,7 +265,7 @@ class Store:
     def _constant(self, name: str, values: Array) -> str:
         from onnx import numpy_helper
 
-        self.gone.discard(name)
+        name = self.names.new(name)
         self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
@@ -292,6 +288,9 @@ class Store:
     def _node(self, kind: str, inputs: list[str], out: str, **attributes: Any) -> str:
         from onnx import helper
 
+        out = (
+            out if out in self.gone else self.names.new(out)
+        )  # in the place of an initializer, or beside all
         self.nodes.append(helper.make_node(kind, inputs, [out], name=out, **attributes))
         return out
 
