@@ -7,6 +7,7 @@ architecture         the backbone's timm name
 outputs              "logits" of a classifier, "probabilities" of one with its preprocessing inside (`kerneldna.deploy.inside`);
                      "boxes, labels, scores, masks" of a whole detector
 batch                the batch size, where it is fixed
+dtype                the type of the images, in files of compiled code, which does not look at it itself
 method               the method that it was converted with; "none" for a plain network
 kerneldna            of the library that wrote the file
 
@@ -26,6 +27,7 @@ from kerneldna.conversion.convert import classes_of, network_of, state_of
 from kerneldna.data.preprocessing import Preprocessing, preprocessing_of
 from kerneldna.network.surgery import InputSize
 
+DTYPE = "dtype"
 LABELS = "label_names"
 LABELS_BEFORE = "kerneldna.classes"  # what 0.1 files call them
 
