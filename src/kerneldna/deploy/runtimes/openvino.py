@@ -67,6 +67,8 @@ class OpenVino(onnx_file.OnnxFile):
         options: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "PERFORMANCE_HINT": "LATENCY",
+            # nor round what a weight of int8 is multiplied with to int8 too
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
