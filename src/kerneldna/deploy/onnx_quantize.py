@@ -19,7 +19,7 @@ from kerneldna.deploy.calibrate import check_some
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-_POOLS = ("ReduceMean", "GlobalAveragePool")
+_POOLS = ("ReduceMean", "GlobalAveragePool", "GlobalMaxPool")
 _SIGMOIDS = ("Sigmoid", "HardSigmoid")
 _BEFORE = ("Transpose", "Cast", "Sub", "Mul", "Identity")  # what normalises pixels
 
@@ -74,18 +74,33 @@ def quantize(model: ModelProto, images: Iterable[np.ndarray[Any, Any]]) -> Model
 
 
 def gate_nodes(graph: GraphProto) -> list[str]:
-    """Return the names of the nodes behind a global pool, up to the sigmoid of a gate (squeeze-and-excitation)."""
-    maker = {name: node for node in graph.node for name in node.output}
-    found: dict[str, None] = {}
+    """Return the names of the nodes behind a global pool, up to the sigmoid of a gate (squeeze-and-excitation).
+
+    Behind a pool is what is computed of pools alone: what a gate scales is not, in whichever order the two are multiplied.
+    """
+    # the largest of all channels is a map
+    over = {tensor.name for tensor in graph.initializer if list(tensor.dims) != [1]}
+    pools = {
+        node.name
+        for node in graph.node
+        if node.op_type in _POOLS or (node.op_type == "ReduceMax" and over.intersection(node.input[1:]))
+    }
+    behind: dict[str, Any] = {}  # a value -> the node that makes it
+    maps = {given.name for given in graph.input}
+    found: set[str] = set()
     for node in graph.node:
-        path = []
-        at: Any = node if node.op_type in _SIGMOIDS else None
-        while at is not None and at.op_type not in _POOLS:
-            path.append(at.name)
-            at = maker.get(at.input[0]) if at.input else None
-        if at is not None:
-            found.update(dict.fromkeys(path))
-    return list(found)
+        given = maps.intersection(node.input)
+        if node.name in pools or (not given and any(name in behind for name in node.input)):
+            behind.update(dict.fromkeys(node.output, node))
+        elif given and node.op_type not in ("Shape", "Size"):  # sizes are no numbers of an image
+            maps.update(node.output)
+        ends = [node] if node.op_type in _SIGMOIDS and node.output[0] in behind else []
+        while ends:
+            at = ends.pop()
+            if at.name not in found | pools:
+                found.add(at.name)
+                ends += [behind[name] for name in at.input if name in behind]
+    return [node.name for node in graph.node if node.name in found]
 
 
 def outer_nodes(graph: GraphProto) -> list[str]:
