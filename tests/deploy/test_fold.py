@@ -41,6 +41,16 @@ def pairs_of(net):
     return find_pairs(net.eval(), torch.randn(1, *SIZE))
 
 
+def test_a_kernel_that_forward_reads_itself_too_is_left():
+    def tied(net, x):
+        return nn.functional.conv_transpose2d(net.norm(net.conv(x)), net.conv.weight, padding=1)
+
+    layers = {"conv": conv(), "norm": batch_norm(4)}
+    assert pairs_of(Net(lambda net, x: net.norm(net.conv(x)), **layers)) == (Pair("conv", "norm"),)
+    assert not pairs_of(Net(tied, **layers))
+    assert not pairs_of(Net(lambda net, x: net.norm(net.conv(x)) + net.conv.bias.sum(), **layers))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 def test_folded_equals_the_formula(bias, affine):

@@ -281,7 +281,7 @@ def test_outputs_that_are_not_finite_are_refused(trained):
 def test_a_probe_of_your_own(trained):
     kd.fuse_(copy.deepcopy(trained), probe=torch.randn(3, 3, 48, 48))
     small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 6 * 6, 2)).eval()
-    with pytest.raises(ValueError, match=r"does not run on images \(2, 3, 224, 224\): .* pass a probe"):
+    with pytest.raises(ValueError, match=r"does not run on images \(2, 3, 224, 224\): .* to fuse_ as probe="):
         kd.fuse_(copy.deepcopy(small))
     assert isinstance(kd.fuse_(small, probe=torch.randn(1, 3, 8, 8))[1], nn.Identity)
 

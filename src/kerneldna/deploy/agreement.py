@@ -38,16 +38,19 @@ def first_outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return what `outputs` does, of a network that may take something else than `x`.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If it does, or returns no tensor.
     """
     try:
-        return outputs(model, x)
+        found = outputs(model, x)
     # what code raises that is given something else than it takes
     except (TypeError, AttributeError, LookupError) as error:
         raise ValueError(
-            f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error)}; to fuse it, pass a probe, images that "
-            "it takes. A network that takes anything beside one batch of images is neither fused nor exported"
+            f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error)}; give images that it takes, to "
+            "fuse_ as probe=, to export as images= or by input_size=. A network that takes anything beside one batch of images is "
+            "neither fused nor exported"
         ) from error
+    relative_difference(found, found)  # which says so where there is none to compare
+    return found
 
 
 @contextmanager

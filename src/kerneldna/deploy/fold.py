@@ -57,8 +57,8 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
     """Return the convolutions of `model` that a BatchNorm follows directly, in the order they run.
 
     A network that runs on numbers alone, because it branches on them, has none. Left out are layers that run twice, carry hooks or
-    are held past torch's registration, kernels that another module shares, convolutions whose output the network returns or keeps
-    on a module, and classes of convolutions or norms with code of their own (weight standardisation).
+    are held past torch's registration, kernels that another module shares or forward itself reads too, convolutions whose output
+    the network returns or keeps on a module, and classes of convolutions or norms with code of their own (weight standardisation).
 
     Args:
         model: Any network in eval mode.
@@ -71,8 +71,8 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
         runs, _ = surgery.first_run(model, surgery.skeleton(model), surgery.image_size_in(x), example=x)
     except ValueError as error:
         raise ValueError(
-            f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error.__cause__ or error)}; to fuse it, pass a "
-            "probe, images that it takes"
+            f"{type(model).__name__} does not run on images {tuple(x.shape)}: {said(error.__cause__ or error)}; give images that "
+            "it takes, to fuse_ as probe=, to export as images= or by input_size="
         ) from error
     if not all(tensor.is_meta for tensor in runs.state_dict().values()):
         # it may branch on numbers, and another image may take a way on which the norm is not behind the convolution
@@ -95,7 +95,9 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
         names = (conv, norm)
         layer = surgery.get(model, conv)
         once = (
-            all(watch.calls[name] == 1 for name in names) and owners[id(layer._parameters.get("weight"))] == 1
+            all(watch.calls[name] == 1 for name in names)
+            and owners[id(layer._parameters.get("weight"))] == 1
+            and watch.reads[conv] == 1
         )
         if once and not held.keys() & names and _is_plain(layer) and _is_plain_norm(surgery.get(model, norm)):
             pairs.append(Pair(conv, norm))
@@ -154,10 +156,14 @@ def _is_plain_norm(norm: nn.Module) -> bool:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes which convolution each tensor came out of, which norm took it, and how many operators read it."""
+    """Notes which convolution each tensor came out of, which norm took it, and how many operators read it, and each kernel."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
+        self.kernels: dict[int, str] = {}
+        self.reads: Counter[str] = Counter()
         self.producers: dict[int, str] = {}
         self.sources: dict[str, Tensor] = {}
         self.uses: Counter[int] = Counter()
@@ -167,6 +173,8 @@ class _Watch(TorchDispatchMode):
     def follow(self, name: str, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(self._made(name))
+            for tensor in module.parameters(recurse=False):
+                self.kernels[id(tensor)] = name
         elif getattr(module, "running_var", None) is not None:
             module.register_forward_pre_hook(self._taken(name))
 
@@ -187,7 +195,12 @@ class _Watch(TorchDispatchMode):
         return hook
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and id(leaf) in self.producers:
-                self.uses[id(leaf)] += 1
+        given = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.uses.update(each for each in given if each in self.producers)
+        self.reads.update({self.kernels[each] for each in given if each in self.kernels})
+        if (
+            func is torch.ops.higher_order.cond
+        ):  # there are no numbers to decide by, and both ways make the same shapes
+            _, way, _, operands = args
+            return way(*operands)
         return func(*args, **(kwargs or {}))
