@@ -25,6 +25,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from kerneldna.conversion.convert import set_state, state_of
 from kerneldna.deploy import calibrate
 from kerneldna.deploy.calibrate import Batches
+from kerneldna.deploy.graph import exact
 from kerneldna.detection.detectors import NETWORK, BackboneImages
 from kerneldna.detection.difference import detection_difference, detection_differences
 from kerneldna.network import surgery
@@ -121,7 +122,7 @@ def traced(detector: nn.Module, image: Tensor, opset: int | None) -> ModelProto:
     noted = state_of(detector)["detector"]
     names = [*FOUND, "masks"] if noted["kind"] == "maskrcnn" else [*FOUND]
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), exact(torch.device("cpu")):
             warnings.simplefilter("ignore")  # that the exporter is deprecated, and that shapes are traced
             file = Path(folder) / "detector.onnx"
             torch.onnx.export(

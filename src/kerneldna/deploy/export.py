@@ -27,7 +27,7 @@ from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels, under
 from kerneldna.files import atomic_with_others
 from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference, tensors_in
-from kerneldna.network.surgery import InputSize
+from kerneldna.network.surgery import InputSize, copied
 from kerneldna.network.unserved import refuse_detector
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.reading.text import check_file
@@ -222,10 +222,10 @@ def _fused(
     if mode == "throughput" and calibration.gates_of(network):
         means = calibration.tracked_means(network)
         if calibrate is not None:
-            means = calibration.gate_means(network, calibrate, progress=progress)
+            means = calibration.gate_means(copied(network), calibrate, progress=progress)
     fused = fused_copy(model, mode=mode, prefer=prefer, calibrate=means, probe=probe, progress=progress)
     if fused is model:
-        return model, ()
+        return copied(model), ()  # to be run: it may keep in its buffers what it sees
     shared = shared_kernels(network, network_of(fused), means)
     outer = state_of(model).get("network")
     return fused, shared if outer is None else tuple(under(outer, kernel) for kernel in shared)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.facts import knowing
-from kerneldna.deploy.graph import exported_program
+from kerneldna.deploy.graph import exact, exported_program
 from kerneldna.deploy.runtime import Request, TorchFile, only_fp32, refuse_other
 from kerneldna.registry import runtimes
 
@@ -36,7 +36,13 @@ class TorchExport(TorchFile):
         only_fp32(TorchExport, precision)
         refuse_other(path, given="torch_export", other="aot_inductor")
         network = torch.export.load(path).module()
-        return knowing(torch.no_grad()(network), TorchExport.facts(path))
+
+        @torch.no_grad()
+        def run(images: Tensor) -> Tensor | list[Tensor]:
+            with exact(images.device):
+                return network(images.contiguous())
+
+        return knowing(run, TorchExport.facts(path))
 
     @staticmethod
     def facts(path: str | Path) -> dict[str, str]:
