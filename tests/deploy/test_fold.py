@@ -51,6 +51,15 @@ def test_a_kernel_that_forward_reads_itself_too_is_left():
     assert not pairs_of(Net(lambda net, x: net.norm(net.conv(x)) + net.conv.bias.sum(), **layers))
 
 
+def test_a_network_that_takes_one_of_two_ways():
+    def cond(net, x):
+        y = net.norm(net.conv(x))
+        return torch.cond(y.mean() > 0, lambda z: net.one(z), lambda z: net.other(z), (y,))
+
+    net = Net(cond, conv=conv(), norm=batch_norm(4), one=conv(), other=conv())
+    assert pairs_of(net) == (Pair("conv", "norm"),)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 def test_folded_equals_the_formula(bias, affine):

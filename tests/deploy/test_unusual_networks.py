@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import kerneldna as kd
 from kerneldna.conversion.convert import state_of
+from kerneldna.deploy.graph import exported_program
+from kerneldna.deploy.onnx_file import _output_names
 from kerneldna.methods.sharedbasis import Group, SharedBasis
 from kerneldna.network import surgery
 
@@ -114,6 +116,11 @@ def test_the_names_of_maps_in_a_dictionary(tmp_path):
     kd.export(made(named), tmp_path / "a.onnx", input_size=(3, 16, 16))
     graph = onnx.load(tmp_path / "a.onnx").graph
     assert [output.name for output in graph.output] == ["map_out", "map_maps_0", "map_maps_1"]
+
+
+def test_a_dictionary_whose_keys_would_name_two_maps_alike():
+    net = made(lambda net, x: {"a": [x, x + 1], "a_0": net.conv(x)})
+    assert _output_names(exported_program(net, X, dynamic=True), "logits") is None
 
 
 def clips(net: Net, x: Tensor) -> Tensor:
