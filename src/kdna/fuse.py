@@ -45,7 +45,7 @@ def fuse(
     """
     import kerneldna as kd
     from kerneldna.conversion.convert import network_of, state_of
-    from kerneldna.network import surgery
+    from kerneldna.network import copies
     from kerneldna.training.opened_run import OpenedRun
 
     opened = OpenedRun(run)
@@ -62,9 +62,9 @@ def fuse(
         raise ValueError("--calibrate is for --mode throughput; accuracy mode keeps the gates")
     elif recalibrate_norms:
         raise ValueError("--recalibrate-norms is for --mode throughput; accuracy mode keeps the statistics")
-    fused = {mode: surgery.copied(model)}
+    fused = {mode: copies.copied(model)}
     if mode == "throughput":
-        fused = {"accuracy": surgery.copied(model), **fused}
+        fused = {"accuracy": copies.copied(model), **fused}
     for name, network in fused.items():
         throughput: dict[str, Any] = {"calibrate": data, "recalibrate_norms": recalibrate_norms}
         kd.fuse_(

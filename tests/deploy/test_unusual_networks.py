@@ -15,7 +15,7 @@ from kerneldna.conversion.convert import state_of
 from kerneldna.deploy.graph import exported_program
 from kerneldna.deploy.onnx_file import _output_names
 from kerneldna.methods.sharedbasis import Group, SharedBasis
-from kerneldna.network import surgery
+from kerneldna.network import copies
 
 X = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -223,7 +223,7 @@ def test_a_network_that_keeps_maps_of_a_run_with_gradients(tmp_path):
     net(X).sum().backward()
     kd.convert_(net, kd.KernelDNA(patterns={"stage": "S-F-S"}, norm="none"), input_size=(3, 16, 16))
     net.eval()(X)
-    assert surgery.copied(net).kept["maps"][0] is not net.kept["maps"][0]
+    assert copies.copied(net).kept["maps"][0] is not net.kept["maps"][0]
     kd.export(net, tmp_path / "a.pt2", runtime="torch_export", input_size=(3, 16, 16))
     kd.fuse_(net, probe=X)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import kerneldna as kd
-from kerneldna.network import surgery
+from kerneldna.network import copies
 from kerneldna.network.computed import computed, settled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -58,7 +58,7 @@ def trained(model: nn.Module, settle) -> nn.Module:
 def test_settled_is_the_plain_layer_and_leaves_the_other_alone(kind):
     layer = ALL[kind](nn.Conv2d(8, 8, 3)).eval()
     x = torch.randn(2, 8, 6, 6)
-    twin, expected, keys = surgery.copied(layer), layer(x), layer.state_dict().keys()
+    twin, expected, keys = copies.copied(layer), layer(x), layer.state_dict().keys()
     new = settled(layer)
     assert type(new) is nn.Conv2d
     assert new.state_dict().keys() == {"weight", "bias"}

@@ -3,7 +3,7 @@ import torch
 from timm.layers import ScaledStdConv2d
 from torch import nn
 
-from kerneldna.network import surgery
+from kerneldna.network import copies, surgery
 
 
 def small():
@@ -52,13 +52,13 @@ def test_a_fresh_copy_restarts():
     model = small()
     model[1].running_mean.fill_(3)
     model[1].weight.data.fill_(0)
-    fresh = surgery.fresh_copy(model)
+    fresh = copies.fresh_copy(model)
     assert not torch.equal(fresh[0].weight, model[0].weight)
     assert fresh[0].bias.abs().max() == 0
     assert fresh[1].running_mean.abs().max() == 0
     assert fresh[1].weight.abs().max() == 0
     model[1].weight.data.fill_(0.5)
-    assert torch.equal(surgery.fresh_copy(model)[1].weight, torch.ones(8))
+    assert torch.equal(copies.fresh_copy(model)[1].weight, torch.ones(8))
 
 
 def test_a_fresh_copy_keeps_factors_of_channels_and_trains():
@@ -70,7 +70,7 @@ def test_a_fresh_copy_keeps_factors_of_channels_and_trains():
             self.table = nn.Parameter(torch.randn(3, 4))
 
     source = Scaled().requires_grad_(False)
-    fresh = surgery.fresh_copy(source)
+    fresh = copies.fresh_copy(source)
     assert torch.equal(fresh.conv.gain, torch.ones(8, 1, 1, 1))
     assert torch.equal(fresh.layer_scale, source.layer_scale)
     assert not torch.equal(fresh.conv.weight, source.conv.weight)

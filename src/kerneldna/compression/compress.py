@@ -20,7 +20,7 @@ from kerneldna.conversion import reparameterize
 from kerneldna.conversion.convert import plan, set_state
 from kerneldna.layers.basis import Mixed
 from kerneldna.layers.basis_group import mixed_layers
-from kerneldna.network import surgery
+from kerneldna.network import copies, surgery
 from kerneldna.reading.typed import typed
 from kerneldna.registry import methods
 
@@ -113,7 +113,7 @@ def carried_out(
         ValueError: If the network computes something else where a layer is replaced.
     """
     model = measured.model
-    small = surgery.copied(model)
+    small = copies.copied(model)
     groups = [{"layers": list(each.layers), "rank": each.rank} for each in laid.groups]
     if not groups:
         log.info("nothing is compressed: the budget keeps all of the network")

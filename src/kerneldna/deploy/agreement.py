@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.calibrate import constant_gates
-from kerneldna.network import surgery
+from kerneldna.network import copies
 from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.reading.shown import said
 
@@ -119,7 +119,7 @@ def is_rounding(
     """
     if x.dtype != torch.float32 or not math.isfinite(difference):
         return False
-    double, images = surgery.copied(model).to("cpu", torch.float64), x.to("cpu", torch.float64)
+    double, images = copies.copied(model).to("cpu", torch.float64), x.to("cpu", torch.float64)
     means = means and {name: mean.to("cpu", torch.float64) for name, mean in means.items()}
     try:
         with constant_gates(double, means) if means else nullcontext():
@@ -156,7 +156,7 @@ def file_is_rounding(
     """
     if images.dtype != torch.float32:
         return False
-    double, errors = surgery.copied(model).to("cpu", torch.float64), []
+    double, errors = copies.copied(model).to("cpu", torch.float64), []
     for count in batches:
         part = images[:count]
         try:

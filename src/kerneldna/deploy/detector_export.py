@@ -28,7 +28,7 @@ from kerneldna.deploy.calibrate import Batches
 from kerneldna.deploy.graph import exact
 from kerneldna.detection.detectors import NETWORK, BackboneImages
 from kerneldna.detection.difference import detection_difference, detection_differences
-from kerneldna.network import surgery
+from kerneldna.network import copies
 from kerneldna.network.surgery import InputSize
 from kerneldna.registry import suggest
 
@@ -248,7 +248,7 @@ class _Whole(nn.Module):
     def __init__(self, detector: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         # torchvision traces some constants on the CPU alone
-        self.detector: Any = surgery.copied(detector).cpu()
+        self.detector: Any = copies.copied(detector).cpu()
         self.detector.transform = _Transform.like(self.detector.transform)
         self.names = names
 

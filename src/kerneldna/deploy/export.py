@@ -25,9 +25,10 @@ from kerneldna.deploy.runtime import Request, Runtime, check, require
 from kerneldna.deploy.settled import settled_mode, settled_way
 from kerneldna.deploy.shared_kernels import SharedKernel, shared_kernels, under
 from kerneldna.files import atomic_with_others
+from kerneldna.network.copies import copied
 from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference, tensors_in
-from kerneldna.network.surgery import InputSize, copied
+from kerneldna.network.surgery import InputSize
 from kerneldna.network.unserved import refuse_detector
 from kerneldna.network.wrapped import refuse_wrapped
 from kerneldna.reading.text import check_file

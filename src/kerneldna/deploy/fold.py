@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from kerneldna.layers.marks import unlend_
-from kerneldna.network import surgery
+from kerneldna.network import copies, surgery
 from kerneldna.network.outputs import tensors_in
 from kerneldna.network.replaceable import held_past_torch, overridden, why_irreplaceable
 from kerneldna.reading.shown import said
@@ -84,7 +84,7 @@ def find_pairs(model: nn.Module, x: Tensor) -> tuple[Pair, ...]:
             watch.follow(name, module)
     with torch.no_grad(), watch:
         leaves = tensors_in(runs(x.to(next(runs.parameters(), x).device, copy=True)))
-    outputs = {id(leaf) for leaf in (*leaves, *surgery.plain_tensors(runs))}
+    outputs = {id(leaf) for leaf in (*leaves, *copies.plain_tensors(runs))}
     held = held_past_torch(model)
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     pairs = []

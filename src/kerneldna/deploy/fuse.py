@@ -27,7 +27,7 @@ from kerneldna.layers import ways
 from kerneldna.layers.lookahead import release_passes_
 from kerneldna.layers.marks import Borrower, StandIn, check_loans, unlend_
 from kerneldna.layers.plain import carry_geometry_
-from kerneldna.network import surgery
+from kerneldna.network import copies, surgery
 from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference
 from kerneldna.network.replaceable import held_past_torch, why_irreplaceable
@@ -181,7 +181,7 @@ def fused_copy(
     if state_of(network_of(model)).get("fused"):
         return model
     try:
-        return fuse_(surgery.copied(model), mode=mode, prefer=prefer, **options)
+        return fuse_(copies.copied(model), mode=mode, prefer=prefer, **options)
     except NothingToFuseError:
         return model
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kerneldna.conversion.convert import input_size_of
 from kerneldna.deploy.fuse import fused_copy
-from kerneldna.network import surgery
+from kerneldna.network import copies, surgery
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -47,7 +47,7 @@ def laid_out(
         precision: Of the weights: "fp32" or "bf16".
         channels_last: Lay every 4-D parameter out so; what convolutions on most hardware are fastest with.
     """
-    model = surgery.copied(model).to(device, DTYPES[precision])
+    model = copies.copied(model).to(device, DTYPES[precision])
     # by hand: Module.to(memory_format=...) refuses the 5-D parameters some methods have
     for parameter in model.parameters():
         if channels_last and parameter.ndim == 4:

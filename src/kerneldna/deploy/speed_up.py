@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from kerneldna import timing
 from kerneldna.conversion.convert import set_state
 from kerneldna.deploy import prepare
-from kerneldna.network import surgery
+from kerneldna.network import copies, surgery
 from kerneldna.network.mode import refuse_training
 from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.network.wrapped import refuse_wrapped
@@ -237,7 +237,7 @@ def _checked(model: nn.Module, images: Tensor, precision: str, rounds: int) -> t
         raise ValueError(
             f"images are {tuple(images.shape)}; expected a batch (B, C, H, W), images[None] makes one of a single image"
         )
-    given = surgery.copied(model)
+    given = copies.copied(model)
     set_state(given, input_size=list(images.shape[1:]), preprocessing=None)
     try:
         return given, tensors_in(given(images.clone()))

@@ -15,9 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from kerneldna.layers.marks import kernels_made
-from kerneldna.network.copies import copied as copied
-from kerneldna.network.copies import fresh_copy as fresh_copy
-from kerneldna.network.copies import plain_tensors as plain_tensors
 from kerneldna.network.copies import skeleton, whole_copy
 from kerneldna.network.layer_kinds import NORMS
 from kerneldna.network.lineage import Lineage, LineageMode

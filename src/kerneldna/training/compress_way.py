@@ -24,7 +24,7 @@ from kerneldna.data.dataset import open_data
 from kerneldna.data.loaders import calibration_loader
 from kerneldna.deploy.onnx_store import bytes_in_int8
 from kerneldna.figures.compression_curve import compression_curve
-from kerneldna.network import surgery
+from kerneldna.network import copies, surgery
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import methods, suggest
 from kerneldna.training.evaluate import labelled_for
@@ -149,7 +149,7 @@ def made_smaller(
     if asked.method == CHILDREN:
         children = _children(asked, network)
         _say(children, progress=progress)
-        small = surgery.copied(network)
+        small = copies.copied(network)
         carry_out_(small, children)
         found = {
             "families": {each.parent: list(each.children) for each in children.families},
@@ -165,7 +165,7 @@ def made_smaller(
         small = carried_out(measured, laid, refine=False, progress=progress)
         steps = {"fitted": small}
         if asked.refine is not False and laid.groups:
-            small = refined_(measured, laid, surgery.copied(small), progress=progress)
+            small = refined_(measured, laid, copies.copied(small), progress=progress)
             steps["refined"] = small
     for each in steps.values():
         each.cpu()
