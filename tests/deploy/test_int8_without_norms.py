@@ -49,7 +49,7 @@ def linears() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("mode", ["accuracy", "throughput"])
+@pytest.mark.parametrize("mode", ["accuracy", pytest.param("throughput", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [convolutions, linears])
 def test_it_is_written_and_close(make, mode, tmp_path):
     torch.manual_seed(0)

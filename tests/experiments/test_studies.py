@@ -21,10 +21,10 @@ STUDIES = (
 
 
 def cases():
-    """Yield every study at every size; quick are those that run at the medium size, and the first at the short one."""
+    """Yield every study at every size; quick is the first at the short one, and at the medium size those with other networks."""
     for study in STUDIES:
         for size in ("short", "medium", "cpu", "full"):
-            quick = size == "medium" and study not in ("table1", "table4", "modulation")
+            quick = size == "medium" and study in ("bottleneck", "pointwise", "adapter", "peers")
             quick |= (study, size) == ("equal_size", "short")
             yield pytest.param(study, size, marks=() if quick else pytest.mark.slow)
 

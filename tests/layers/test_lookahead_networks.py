@@ -161,6 +161,7 @@ def test_compiled_in_one_graph(trained, name):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_compiled_block_by_block(trained):
     torch.compiler.reset()
     model = copy.deepcopy(trained("resnet18"))

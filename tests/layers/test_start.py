@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -86,9 +87,16 @@ def starts(model: nn.Module, method: str | None) -> Iterator[tuple[str, Tensor, 
                 yield full, weight, fan_out(weight)
 
 
-@pytest.fixture(
-    scope="module", params=[(b, m) for b in ("resnet18", "mobilenetv2_050") for m in ROWS], ids=str
-)
+def rows() -> Iterator[Any]:
+    """Yield a backbone with each method; of MobileNetV2 the plain one is quick, and two that draw by other rules there."""
+    for backbone in ("resnet18", "mobilenetv2_050"):
+        for method in ROWS:
+            quick = backbone == "resnet18" or method in (None, "kerneldna", "dyconv")
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param((backbone, method), id=f"{backbone}-{method}", marks=marks)
+
+
+@pytest.fixture(scope="module", params=list(rows()))
 def row(request: pytest.FixtureRequest) -> tuple[nn.Module, str | None]:
     backbone, method = request.param
     torch.manual_seed(0)
