@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kerneldna.deploy.calibrate import constant_gates
+from kerneldna.deploy.graph import exact
 from kerneldna.network import copies
 from kerneldna.network.outputs import relative_difference, tensors_in
 from kerneldna.reading.shown import said
@@ -27,10 +28,9 @@ NOISE = 30  # times the error of float32 itself: a largest difference of a few o
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return the tensors that a network makes of `x`, on a GPU in full float32, without autocast."""
     # what TF32, which a GPU may use for float32, and autocast round would look like a wrong result
-    with ExitStack() as exact:
-        exact.enter_context(torch.autocast(x.device.type, enabled=False))
+    with exact(x.device), ExitStack() as full:
         if x.is_cuda:
-            exact.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            full.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
         return tensors_in(model(x.clone()))  # a network may write over what it is given
 
 

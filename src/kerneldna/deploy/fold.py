@@ -198,9 +198,8 @@ class _Watch(TorchDispatchMode):
         given = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self.uses.update(each for each in given if each in self.producers)
         self.reads.update({self.kernels[each] for each in given if each in self.kernels})
-        if (
-            func is torch.ops.higher_order.cond
-        ):  # there are no numbers to decide by, and both ways make the same shapes
+        # there are no numbers to decide by, and both ways make the same shapes
+        if func is torch.ops.higher_order.cond:
             _, way, _, operands = args
             return way(*operands)
         return func(*args, **(kwargs or {}))

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from kerneldna.deploy.calibrate import check_some
 from kerneldna.deploy.expand import drop_unused, expand_
+from kerneldna.deploy.graph import exact
 from kerneldna.deploy.onnx_names import Names
 from kerneldna.deploy.onnx_storage import places_of
 from kerneldna.deploy.onnx_store import Array, float_arrays
@@ -161,7 +162,7 @@ def mean_shifts(
                 hooks.callback(layer.register_forward_hook(adding(names)).remove)
         for batch in images:
             calls.clear()
-            with torch.autocast(batch.device.type, enabled=False):
+            with exact(batch.device):
                 network(batch)
             count += len(batch)
     check_some(count)

@@ -288,9 +288,8 @@ class Store:
     def _node(self, kind: str, inputs: list[str], out: str, **attributes: Any) -> str:
         from onnx import helper
 
-        out = (
-            out if out in self.gone else self.names.new(out)
-        )  # in the place of an initializer, or beside all
+        # in the place of an initializer, or beside all
+        out = out if out in self.gone else self.names.new(out)
         self.nodes.append(helper.make_node(kind, inputs, [out], name=out, **attributes))
         return out
 

@@ -28,8 +28,8 @@ from kerneldna.detection.detectors import class_names, foreground
 from kerneldna.figures.detections import check_threshold, draw_detections
 from kerneldna.files import atomic, check_folder_to_write, write_json
 from kerneldna.network.surgery import device_of
+from kerneldna.network.unchanged import unchanged
 from kerneldna.progress import bar
-from kerneldna.unchanged import unchanged
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,13 @@ LONGEST = 100
 # what separates folders or has a meaning of its own to a file system, of any kind of machine
 _ODD = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-
-
 _EDGES = re.compile(r"^[\s.~-]+|[\s.]+$")
 
 
-def as_name(text: str, *, longest: int = LONGEST) -> str:
+def as_name(text: str) -> str:
     """Return `text` as a name that `check_name` takes: what it would refuse is left out or becomes `_`."""
-    name = _EDGES.sub("", _EDGES.sub("", _ODD.sub("_", text))[:longest]) or "network"
-    return f"_{name[: longest - 1]}" if _DEVICE.fullmatch(name) else name
+    name = _EDGES.sub("", _EDGES.sub("", _ODD.sub("_", text))[:LONGEST]) or "network"
+    return f"_{name[: LONGEST - 1]}" if _DEVICE.fullmatch(name) else name
 
 
 def check_name(name: str) -> str:

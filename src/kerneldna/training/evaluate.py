@@ -25,12 +25,12 @@ from kerneldna.data.transforms import evaluation
 from kerneldna.deploy.inside import of_normalised
 from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.files import check_folder_to_write
+from kerneldna.network.unchanged import unchanged
 from kerneldna.recipes.specs import Recipe
 from kerneldna.registry import tasks
 from kerneldna.training.given_network import named, runnable
 from kerneldna.training.lightning_setup import make_trainer, measurable, quiet
 from kerneldna.training.run_folder import RunFolder
-from kerneldna.unchanged import unchanged
 
 log = logging.getLogger(__name__)
 Network = nn.Module | Callable[[Any], Any]

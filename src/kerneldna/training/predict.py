@@ -31,9 +31,9 @@ from kerneldna.deploy.opened_file import of_any_batch
 from kerneldna.figures.contact_sheet import Entry, contact_sheet
 from kerneldna.files import atomic, check_folder_to_write, write_json
 from kerneldna.network.surgery import device_of
+from kerneldna.network.unchanged import unchanged
 from kerneldna.progress import bar
 from kerneldna.training.given_network import named, runnable
-from kerneldna.unchanged import unchanged
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kerneldna.unchanged import unchanged
+from kerneldna.network.unchanged import unchanged
 
 
 @pytest.mark.parametrize("fails", [False, True])
